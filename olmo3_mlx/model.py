@@ -1,0 +1,202 @@
+"""Olmo 3: a decoder-only transformer that normalises what its blocks put out, not what they take in.
+
+    tokens [B, L]
+      embed_tokens
+      ┌─ num_hidden_layers blocks: three of sliding-window attention, then one of full attention
+      │    x ─ attention ─ norm ─ + ─ feed-forward ─ norm ─ + ─        (post-norm)
+      │    └──────────────────────┘└────────────────────────┘          (residuals)
+      └─
+      norm
+      lm_head
+    logits [B, L, V]
+
+What sets it apart: no norm before attention or feed-forward, only after; queries and keys are
+normalised over the whole projection before they are split into heads; sliding layers use plain RoPE
+and full layers YaRN. 7B is multi-head, 32B grouped-query. Modules bear the names of the
+checkpoint's tensors. Shapes: B batch, L new tokens, S seen by attention, H query heads,
+K key-value heads, D head dimension, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from olmo3_mlx.cache import Cache, KVCache, Mask, RotatingKVCache, attention_mask
+from olmo3_mlx.config import FULL, SLIDING, GenerationConfig, Olmo3Config
+from olmo3_mlx.errors import CacheError, PromptError
+from olmo3_mlx.rope import RotaryEmbedding
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query attention with normalised, rotated queries and keys."""
+
+    def __init__(self, config: Olmo3Config, layer_type: str) -> None:
+        super().__init__()
+        rope = config.rope[layer_type]
+        self.head_dim = config.head_dim
+        # YaRN multiplies queries and keys by the attention factor; their product takes its square.
+        self.scale = config.head_dim**-0.5 * rope.attention_factor**2
+        self.rope = RotaryEmbedding(rope, config.head_dim)
+
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(queries, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(keys, eps=config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
+        """x [B, L, hidden] -> [B, L, hidden]."""
+        offset = cache.offset if cache is not None else 0
+        queries = self.rope(self._heads(self.q_norm(self.q_proj(x))), offset)  # [B, H, L, D]
+        keys = self.rope(self._heads(self.k_norm(self.k_proj(x))), offset)  # [B, K, L, D]
+        values = self._heads(self.v_proj(x))
+        if cache is not None:
+            keys, values = cache.append(keys, values)  # [B, K, S, D]
+        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        return self.o_proj(out.transpose(0, 2, 1, 3).flatten(2))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        return mx.unflatten(x, 2, (-1, self.head_dim)).transpose(0, 2, 1, 3)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: Olmo3Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = _swiglu_for_device()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [B, L, hidden] -> [B, L, hidden]."""
+        return self.down_proj(self.activation(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each one's output is normalised and added to its input."""
+
+    def __init__(self, config: Olmo3Config, layer_type: str) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer_type)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+        self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
+        """x [B, L, hidden] -> [B, L, hidden]."""
+        x = x + self.post_attention_layernorm(self.self_attn(x, mask, cache))
+        return x + self.post_feedforward_layernorm(self.mlp(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm: tokens to hidden states."""
+
+    def __init__(self, config: Olmo3Config) -> None:
+        super().__init__()
+        self.layer_types = config.layer_types
+        self.sliding_window = config.sliding_window
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config, layer_type) for layer_type in config.layer_types]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, tokens: mx.array, caches: Sequence[Cache] | None) -> mx.array:
+        """tokens [B, L] -> [B, L, hidden]."""
+        # The norm's dtype is the model's: an mxfp4 embedding comes out as bfloat16 whatever that is.
+        x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
+        masks = self._masks(tokens.shape[1], caches)
+        each = caches if caches is not None else [None] * len(self.layers)
+        for layer, layer_type, cache in zip(self.layers, self.layer_types, each, strict=True):
+            x = layer(x, masks[layer_type], cache)
+        return self.norm(x)
+
+    def _masks(self, length: int, caches: Sequence[Cache] | None) -> dict[str, Mask]:
+        """One mask for each layer type: the caches of a type all stand at the same place."""
+        if caches is None:
+            return {
+                FULL: attention_mask(length, 0),
+                SLIDING: attention_mask(length, 0, self.sliding_window),
+            }
+        first = {kind: self.layer_types.index(kind) for kind in set(self.layer_types)}
+        return {kind: caches[i].mask(length) for kind, i in first.items()}
+
+
+class Olmo3(nn.Module):
+    """The language model. `generation_config` holds what its checkpoint says about sampling it."""
+
+    def __init__(self, config: Olmo3Config, generation_config: GenerationConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.generation_config = generation_config or GenerationConfig(config.eos_token_ids)
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        caches: Sequence[Cache] | None = None,
+        *,
+        logits_to_keep: int | None = None,
+    ) -> mx.array:
+        """tokens [B, L] -> logits [B, L, V], or [B, n, V] with `logits_to_keep=n`.
+
+        With `caches` (from `make_caches`) the tokens continue what those hold, which is updated;
+        without, they are the whole text. Only the last n positions go through the head with
+        `logits_to_keep=n`.
+
+        Raises PromptError for an id outside the vocabulary, which MLX would read out of bounds. The
+        check is made wherever L > 1; a single step is trusted, as checking it would wait for it.
+        Raises CacheError if the caches are not one per layer.
+        """
+        if tokens.shape[1] > 1:
+            check_token_ids(tokens, self.config.vocab_size)
+        if caches is not None and len(caches) != self.config.num_hidden_layers:
+            raise CacheError(
+                f"expected {self.config.num_hidden_layers} caches, one per layer, got {len(caches)}"
+            )
+        hidden = self.model(tokens, caches)
+        if logits_to_keep is not None:
+            hidden = hidden[:, -logits_to_keep:]
+        if self.config.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+    def tensors(self) -> dict[str, mx.array]:
+        """Every parameter by its name in the checkpoint."""
+        return dict(tree_flatten(self.parameters()))
+
+    def make_caches(self, rewind: int = 512) -> list[Cache]:
+        """Empty caches, one per layer; at least the newest `rewind` tokens can be taken back."""
+        window = self.config.sliding_window
+        return [
+            KVCache() if layer_type == FULL else RotatingKVCache(window, rewind)
+            for layer_type in self.config.layer_types
+        ]
+
+
+def check_token_ids(tokens: mx.array, vocab_size: int) -> None:
+    """Raise PromptError if an id lies outside 0 ... vocab_size - 1."""
+    # On the CPU's stream, so that it does not wait for what a GPU still has to do.
+    outside = mx.any((tokens < 0) | (tokens >= vocab_size), stream=mx.cpu)
+    if outside.item():
+        raise PromptError(f"token ids must lie in 0 to {vocab_size - 1}, got {tokens.tolist()}")
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, elementwise."""
+    return gate * mx.sigmoid(gate) * up
+
+
+def _swiglu_for_device() -> Callable[[mx.array, mx.array], mx.array]:
+    # One fused kernel on a GPU. On a CPU mx.compile calls a C++ compiler at run time, which may not
+    # be there, and would hold up the first token.
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return swiglu
+    return mx.compile(swiglu, shapeless=True)
