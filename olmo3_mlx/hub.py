@@ -1,0 +1,108 @@
+"""A model's name to a folder on this machine: a folder, "demo", or a Hugging Face hub id.
+
+Downloads go through huggingface_hub: into its cache, resumed where they stopped, with progress on
+standard error, and only the files that are needed. Once complete, they need no network.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from olmo3_mlx.errors import CheckpointError, HubError
+from olmo3_mlx.fields import read_json
+
+DEMO = Path(__file__).parent / "demo"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# A checkpoint's small files. Of these only special_tokens_map.json is for other programs' sake.
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    INDEX,
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve(name: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder of a checkpoint; a hub id's is downloaded first, just its small files if not `weights`.
+
+    `revision` is a hub branch, tag or commit. Raises CheckpointError for a name that is neither a
+    folder nor a hub id, HubError for what the hub does not give.
+    """
+    if name == "demo":
+        return DEMO
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise CheckpointError(f"{name} is a folder: --revision {revision} is for hub ids")
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file: expected the checkpoint's folder, or a hub id")
+    if not _HUB_ID.fullmatch(str(name)):
+        raise CheckpointError(
+            f"{name}: no such folder, and no hub id either (one looks like allenai/Olmo-3-7B-Instruct)"
+        )
+    return _download(str(name), revision, weights)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the index's order. Raises CheckpointError."""
+    index = folder / INDEX
+    names = _indexed(index) if index.is_file() else [SINGLE]
+    files = [folder / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder}: expected {file.name}, found none: the checkpoint is incomplete, or not "
+                f"in safetensors form"
+            )
+    return files
+
+
+def _indexed(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected a weight_map of tensor names to files, found none")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: expected file names beside it, got {name!r}")
+    return names
+
+
+def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
+    folder = _fetch(hub_id, revision, TEXT_FILES)
+    if weights:
+        index = folder / INDEX
+        _fetch(hub_id, revision, _indexed(index) if index.is_file() else [SINGLE])
+    return folder
+
+
+def _fetch(hub_id: str, revision: str | None, files: Iterable[str]) -> Path:
+    # Here, as a folder's checkpoint needs none of it.
+    from huggingface_hub import errors as hub  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    at = f"{hub_id} at revision {revision}" if revision else hub_id
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
+    except hub.GatedRepoError:
+        raise HubError(f"{at}: access is gated: accept its terms on the hub, then `hf auth login`") from None
+    except hub.RevisionNotFoundError:
+        raise HubError(f"{hub_id} has no revision {revision!r}: its branches are listed on the hub") from None
+    except hub.RepositoryNotFoundError:
+        raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
+    except hub.LocalEntryNotFoundError:
+        raise HubError(
+            f"{at}: not downloaded yet, and the hub cannot be reached: check the network"
+        ) from None
+    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HubError(
+            f"{at}: the download failed ({reason}): try again, it goes on where it stopped"
+        ) from None

@@ -1,0 +1,136 @@
+"""Text to token ids and back, with the checkpoint's own tokenizer.json and chat template."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import DecodeStream
+
+from olmo3_mlx.chat_template import ChatTemplate, Message
+from olmo3_mlx.errors import ConfigError, PromptError, TemplateError, TokenizerError
+from olmo3_mlx.fields import read_json
+
+
+class Tokenizer:
+    """What a checkpoint's tokenizer files say. Nothing is hidden in either direction: special tokens
+    in a text become their ids, and ids of special tokens their text.
+    """
+
+    def __init__(self, backend: Backend, chat_template: ChatTemplate | None = None) -> None:
+        self.backend = backend
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json and, where there is one, the chat template.
+
+        Raises TokenizerError for missing or damaged files, TemplateError for an invalid template.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"{folder}: expected a tokenizer.json, found none: copy the model's")
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
+        config = _tokenizer_config(folder)
+        source = _template_source(folder, config)
+        return cls(backend, ChatTemplate(source, _special_tokens(config)) if source else None)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens that stand in it count as such, none are added.
+
+        Raises PromptError for text that is not valid Unicode.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):
+            raise PromptError("expected valid Unicode text, got lone surrogates") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt text of a conversation, see ChatTemplate.render.
+
+        Raises TemplateError if the checkpoint has no template (base models have none).
+        """
+        if self.chat_template is None:
+            raise TemplateError(
+                "this checkpoint has no chat template (base models have none): use --raw, raw=True "
+                "in Python, to continue plain text"
+            )
+        return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def detokenizer(self) -> "Detokenizer":
+        """A fresh streaming detokenizer."""
+        return Detokenizer(self.backend)
+
+
+class Detokenizer:
+    """Ids to text one at a time, in whole characters: the pieces together are `Tokenizer.decode`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._ids: list[int] = []
+        self._length = 0  # characters given out
+
+    def add(self, token: int) -> str:
+        """The text that this id completes, empty while a character is unfinished."""
+        self._ids.append(token)
+        piece: str = self._stream.step(self._backend, token) or ""
+        self._length += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD where a character was never finished."""
+        rest: str = self._backend.decode(self._ids, skip_special_tokens=False)[self._length :]
+        self._length += len(rest)
+        return rest
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, which overrides the older `chat_template` of tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TemplateError(f"{path}: could not be read: {error}") from None
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in source}
+        source = named.get("default")
+    return source if isinstance(source, str) else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like, each a string or an object with its `content`."""
+    tokens = {}
+    for key, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            tokens[key] = content
+    return tokens
