@@ -1,0 +1,54 @@
+"""olmo3-mlx: Ai2's Olmo 3 on Apple silicon, in Python on MLX.
+
+from olmo3_mlx import load, generate
+model, tokenizer = load("demo")
+print(generate(model, tokenizer, "How many layers does Olmo 3 7B have?").text)
+"""
+
+from olmo3_mlx.cache import KVCache, RotatingKVCache, rewind
+from olmo3_mlx.chat import Chat
+from olmo3_mlx.checkpoint import load
+from olmo3_mlx.completion import Completion, generate, stream
+from olmo3_mlx.config import GenerationConfig, Olmo3Config, RopeConfig
+from olmo3_mlx.errors import (
+    CacheError,
+    CheckpointError,
+    ConfigError,
+    ConvertError,
+    HubError,
+    Olmo3Error,
+    OptionError,
+    PromptError,
+    TemplateError,
+    TokenizerError,
+)
+from olmo3_mlx.model import Olmo3
+from olmo3_mlx.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheError",
+    "Chat",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "ConvertError",
+    "GenerationConfig",
+    "HubError",
+    "KVCache",
+    "Olmo3",
+    "Olmo3Config",
+    "Olmo3Error",
+    "OptionError",
+    "PromptError",
+    "RopeConfig",
+    "RotatingKVCache",
+    "TemplateError",
+    "Tokenizer",
+    "TokenizerError",
+    "generate",
+    "load",
+    "rewind",
+    "stream",
+]

@@ -1,0 +1,106 @@
+"""The loop: a prompt's ids into caches (prefill), then one id after another (decode).
+
+Knows ids, caches and a model; no text. The model is anything that fits LanguageModel.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from olmo3_mlx.cache import Cache, rewind
+from olmo3_mlx.errors import OptionError, PromptError
+
+PREFILL_CHUNK = 2048  # tokens in one forward pass
+
+_CLEAR_EVERY = 256  # tokens between returns of MLX's spare buffers to the system
+
+
+class LanguageModel(Protocol):
+    """tokens [B, L] and caches -> logits [B, L, V], or of the last n positions only."""
+
+    def __call__(
+        self, tokens: mx.array, caches: list[Cache], *, logits_to_keep: int | None = None
+    ) -> mx.array: ...
+
+
+Sample = Callable[[mx.array], mx.array]  # logits [1, V] -> token [1]
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+
+
+def check_prompt(ids: Sequence[int], vocab_size: int, context: int, held: int = 0) -> None:
+    """Raise PromptError for a prompt that is empty, has an id outside the vocabulary, or leaves no
+    room for an answer in a context of `context` tokens, `held` of which the caches hold already.
+    """
+    if not ids:
+        raise PromptError("the prompt is empty: expected at least one token")
+    outside = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if outside is not None:
+        raise PromptError(
+            f"token id {outside} is outside the model's vocabulary of {vocab_size}: the tokenizer "
+            f"belongs to another model"
+        )
+    if held + len(ids) >= context:
+        raise PromptError(
+            f"the prompt has {held + len(ids)} tokens, the model's context is {context}: shorten it, "
+            f"so that an answer fits too"
+        )
+
+
+def prefill(
+    model: LanguageModel,
+    ids: Sequence[int],
+    caches: list[Cache],
+    *,
+    chunk: int = PREFILL_CHUNK,
+    progress: Progress | None = None,
+) -> mx.array:
+    """Run a prompt, `chunk` tokens a pass; return the logits [1, V] after its last token.
+
+    The last token has no pass of its own, and only its position goes through the head. `progress`
+    is called after each pass, when the caches hold what was done: raising from it stops cleanly.
+    """
+    if chunk < 1:
+        raise OptionError(f"the prefill chunk must be at least 1, not {chunk}")
+    logits = mx.zeros((1, 0))
+    for start in range(0, len(ids), chunk):
+        tokens = mx.array([ids[start : start + chunk]])
+        logits = model(tokens, caches, logits_to_keep=1)[:, -1]
+        last = start + chunk >= len(ids)
+        # Without a use of the logits the head is never evaluated.
+        mx.eval(logits if last else [cache.state for cache in caches])
+        mx.clear_cache()
+        if progress is not None:
+            progress(min(start + chunk, len(ids)), len(ids))
+    return logits
+
+
+def decode(
+    model: LanguageModel,
+    logits: mx.array,
+    caches: list[Cache],
+    sample: Sample,
+    max_tokens: int,
+) -> Generator[int]:
+    """Yield up to `max_tokens` ids, the first from `logits` [1, V].
+
+    The next step is queued before the current id is read, so that a GPU never waits for Python.
+    However the loop ends, the caches then hold every id that was yielded but the last.
+    """
+    token = sample(logits)
+    mx.async_eval(token)
+    for count in range(1, max_tokens + 1):
+        queued = count < max_tokens
+        if queued:
+            following = sample(model(token[None], caches, logits_to_keep=1)[:, -1])
+            mx.async_eval(following)
+        try:
+            yield int(token.item())  # type: ignore[arg-type]
+        except GeneratorExit:
+            if queued:
+                rewind(caches, 1)
+            raise
+        if queued:
+            token = following
+        if count % _CLEAR_EVERY == 0:
+            mx.clear_cache()

@@ -1,0 +1,116 @@
+"""Logits to one token: greedy, or sampled from what temperature and filters leave."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from olmo3_mlx.errors import OptionError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to pick a token. Checked when made; raises OptionError for values outside their range.
+
+    temperature         divides the logits; 0 picks the likeliest token, and the filters do nothing
+    top_k               keep the k likeliest tokens; 0 keeps all
+    top_p               keep the likeliest tokens that together reach probability p; 1 keeps all
+    min_p               keep tokens at least p times as likely as the likeliest; 0 keeps all
+    repetition_penalty  divides positive and multiplies negative logits of all tokens seen so far,
+                        the prompt's included (Keskar et al. 2019, arXiv:1909.05858); 1 is none
+    seed                makes sampling repeatable; None takes a fresh one
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= self.temperature <= 100, "from 0 to 100")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 or more")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, 0 < penalty <= 100, "above 0 and at most 100")
+        seed = self.seed
+        _check("seed", seed, seed is None or 0 <= seed < 2**64, "from 0 to 2**64 - 1")
+
+
+class Sampler:
+    """Picks tokens for one answer; it remembers what was seen and its place in the random sequence.
+
+    The steps and their order are those of transformers: penalty, temperature, top-k, top-p, min-p.
+    """
+
+    def __init__(self, options: SamplingOptions, seen: Sequence[int] = ()) -> None:
+        """`seen` are the prompt's ids, which only the repetition penalty looks at."""
+        self.options = options
+        seed = secrets.randbits(64) if options.seed is None else options.seed
+        self._key = mx.random.key(seed)
+        self._prompt = list(seen)
+        self._seen: mx.array | None = None  # [V], True where a token has been seen
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """logits [1, V] -> token [1], lazily: nothing is evaluated here."""
+        logits = logits.astype(mx.float32)
+        if self.options.repetition_penalty != 1:
+            logits = self._penalise(logits)
+        token = self._draw(logits) if self.options.temperature > 0 else mx.argmax(logits, axis=-1)
+        if self._seen is not None:
+            self._seen[token] = True
+        return token
+
+    def _penalise(self, logits: mx.array) -> mx.array:
+        if self._seen is None:
+            self._seen = mx.zeros(logits.shape[-1], dtype=mx.bool_)
+            if self._prompt:
+                self._seen[mx.array(self._prompt)] = True
+        penalty = self.options.repetition_penalty
+        return mx.where(self._seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        options = self.options
+        logits = logits / options.temperature
+        if 0 < options.top_k < logits.shape[-1]:
+            logits = keep_top_k(logits, options.top_k)
+        if options.top_p < 1:
+            logits = keep_top_p(logits, options.top_p)
+        if options.min_p > 0:
+            logits = keep_min_p(logits, options.min_p)
+        self._key, key = mx.random.split(self._key)
+        return mx.random.categorical(logits, key=key)
+
+
+def keep_top_k(logits: mx.array, k: int) -> mx.array:
+    """logits [..., V], all but the k highest set to -inf; what ties with the k-th stays."""
+    return _keep(logits, logits >= mx.min(mx.topk(logits, k), axis=-1, keepdims=True))
+
+
+def keep_top_p(logits: mx.array, p: float) -> mx.array:
+    """Nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751): [..., V] -> [..., V].
+
+    Keeps the fewest likeliest tokens whose probabilities reach p; what ties with the last stays.
+    """
+    ordered = mx.sort(mx.softmax(logits, axis=-1), axis=-1)[..., ::-1]
+    before = mx.cumsum(ordered, axis=-1) - ordered
+    least = mx.min(mx.where(before < p, ordered, math.inf), axis=-1, keepdims=True)
+    return _keep(logits, mx.softmax(logits, axis=-1) >= least)
+
+
+def keep_min_p(logits: mx.array, p: float) -> mx.array:
+    """Min-p (Nguyen et al. 2024, arXiv:2407.01082): keep tokens at least p times the likeliest."""
+    return _keep(logits, logits >= mx.max(logits, axis=-1, keepdims=True) + math.log(p))
+
+
+def _keep(logits: mx.array, kept: mx.array) -> mx.array:
+    return mx.where(kept, logits, -math.inf)
+
+
+def _check(name: str, value: float | int | None, valid: bool, expected: str) -> None:
+    if not valid:
+        raise OptionError(f"{name} must be {expected}, not {value}")
