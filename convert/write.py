@@ -1,0 +1,168 @@
+"""Writing a checkpoint so that its name only ever stands for a complete one."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from convert.quantize import Recipe
+from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.hub import INDEX, SINGLE, TEXT_FILES
+
+SHARD_BYTES = 2 * 10**9  # a file holds no more, unless a single tensor does
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@contextmanager
+def new_folder(dest: Path) -> Iterator[Path]:
+    """A hidden folder beside `dest` that becomes `dest` when the block ends, and vanishes if it fails.
+
+    Raises ConvertError if `dest` exists, or if the disk does not take what is written.
+    """
+    dest = dest.expanduser().absolute()
+    if os.path.lexists(dest):
+        raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}.unfinished-", dir=dest.parent))
+    except OSError as error:
+        raise ConvertError(f"cannot write to {dest.parent}: {error.strerror}") from None
+    try:
+        yield folder
+        _flush(folder)
+        folder.chmod(0o777 & ~_umask())
+        folder.rename(dest)
+        _flush_entry(dest.parent)
+    except OSError as error:
+        raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_weights(
+    folder: Path,
+    sizes: Mapping[str, int],
+    converted: Callable[[str], dict[str, mx.array]],
+    parameters: int,
+    progress: Progress | None,
+) -> None:
+    """Write the tensors that `converted` makes of each name in `sizes` (their bytes), in shards.
+
+    Only one shard's results and one source tensor are in memory at a time. Raises ConvertError
+    before the work if the disk has no place for it.
+    """
+    total, done = sum(sizes.values()), 0
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise ConvertError(
+            f"the result needs {total / 1e9:.3f} GB, the disk of {folder.parent} has {free / 1e9:.3f} "
+            f"GB left: make room, or write elsewhere"
+        )
+    shards = _shards(sizes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors: dict[str, mx.array] = {}
+        for name in names:
+            made = converted(name)
+            mx.eval(*made.values())
+            tensors |= made
+            done += sizes[name]
+            if progress is not None:
+                progress(done, total)
+        _save(folder / file, tensors)
+        weight_map |= dict.fromkeys(tensors, file)
+    index = {
+        "metadata": {"total_size": total, "total_parameters": parameters},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    _write_json(folder / INDEX, index)
+
+
+def write_config(folder: Path, config: Mapping[str, Any], recipe: Recipe) -> None:
+    """Write config.json: the source's, with how it is quantized now, in keys that mlx-lm reads too."""
+    config = {**_with_older_rope(config)}
+    if recipe.dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(recipe.dtype).rpartition(".")[2]
+    if recipe.how is not None:
+        how = recipe.how
+        block = {"group_size": how.group_size, "bits": how.bits, "mode": how.mode}
+        config |= {"quantization": block, "quantization_config": block}
+    _write_json(folder / "config.json", config)
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy the small files (tokenizer, template, generation defaults) that are not written anew."""
+    for name in TEXT_FILES:
+        if name not in ("config.json", INDEX) and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _with_older_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 4's `rope_theta` and `rope_scaling` for version 5's `rope_parameters`, where they
+    can say the same: mlx-lm 0.32.2 reads only those.
+    """
+    new = config.get("rope_parameters")
+    if not new:
+        return config
+    full = dict(new.get("full_attention", new))
+    sliding = new.get("sliding_attention", {"rope_theta": full.get("rope_theta")})
+    theta = full.pop("rope_theta", config.get("rope_theta"))
+    kind = sliding.get("rope_type", sliding.get("type", "default"))
+    if kind != "default" or sliding.get("rope_theta", theta) != theta:
+        return config
+    older = {key: value for key, value in config.items() if key != "rope_parameters"}
+    scaled = full.get("rope_type", full.get("type", "default")) != "default"
+    return {**older, "rope_theta": theta, "rope_scaling": full if scaled else None}
+
+
+def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _save(path: Path, tensors: dict[str, mx.array]) -> None:
+    try:
+        mx.save_safetensors(str(path), tensors, metadata={"format": "mlx"})
+    except RuntimeError as error:
+        raise ConvertError(f"could not write {path.name}: {error}; nothing was kept") from None
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_entry(folder)
+
+
+def _flush_entry(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
