@@ -1,0 +1,49 @@
+"""The command line: `olmo3 VERB ...`, one file a verb. Results go to stdout, all else to stderr.
+
+Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from olmo3_mlx import __version__
+from olmo3_mlx.cli import chat, convert, generate, inspect
+from olmo3_mlx.errors import Olmo3Error, OptionError
+
+_VERBS = (generate, chat, convert, inspect)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    args = _parser().parse_args(argv)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except Olmo3Error as error:
+        line = " ".join(str(error).split())
+        print(f"olmo3 {args.verb}: error: {line}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
+    except KeyboardInterrupt:
+        print(f"olmo3 {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="olmo3",
+        description="Chat with Ai2's Olmo 3 models, convert their checkpoints and look inside them.",
+        epilog="`olmo3 VERB --help` explains a verb. The model is the embedded demo unless --model or "
+        "the variable OLMO3_MODEL names another.",
+    )
+    parser.add_argument("--version", action="version", version=f"olmo3 {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in _VERBS:
+        verb.add_parser(verbs)
+    return parser

@@ -1,0 +1,95 @@
+"""olmo3 generate: one prompt, one answer."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+from olmo3_mlx.checkpoint import load
+from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
+from olmo3_mlx.cli.options import add_model, add_sampling, sampling
+from olmo3_mlx.completion import Completion, GenerationOptions, join, stream
+from olmo3_mlx.config import GenerationConfig
+from olmo3_mlx.errors import OptionError, PromptError
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The verb's command line."""
+    parser = verbs.add_parser(
+        "generate",
+        help="answer one prompt",
+        description="Answer one prompt: the answer goes to stdout as it comes, statistics to stderr. "
+        "Ctrl-C ends the answer and keeps what was said.",
+    )
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - or nothing reads standard input"
+    )
+    add_model(parser)
+    add_sampling(parser)
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead, at the end")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer; returns the exit code."""
+    options = sampling(args)
+    if args.raw and args.system is not None:
+        raise OptionError("--system needs the chat template, which --raw skips")
+    GenerationOptions.over(GenerationConfig(), **options)  # wrong options before a long load
+    prompt = _prompt(args.prompt)
+    model, tokenizer = load(args.model, revision=args.revision)
+    with interruptible() as interrupted:
+        pieces = stream(
+            model,
+            tokenizer,
+            prompt,
+            system=args.system,
+            raw=args.raw,
+            progress=PrefillProgress(interrupted),
+            **options,
+        )
+        said = list(_shown(pieces, interrupted, quiet=args.json))
+    completion = join(iter(said))
+    if completion.finish_reason is None:
+        completion = replace(completion, finish_reason="interrupted")
+    if args.json:
+        print(json.dumps({**asdict(completion), "model": args.model}, ensure_ascii=False))
+    else:
+        print()
+        print(statistics(completion), file=sys.stderr)
+    return 0
+
+
+def statistics(completion: Completion) -> str:
+    """One line on how an answer went."""
+    return (
+        f"prompt: {completion.prompt_tokens} tokens, {completion.prompt_tps:.1f} tokens/s | "
+        f"generation: {completion.generation_tokens} tokens, {completion.generation_tps:.1f} tokens/s"
+        f" | peak memory: {completion.peak_memory:.3f} GB | finish: {completion.finish_reason}"
+    )
+
+
+def _shown(
+    pieces: Iterator[Completion], interrupted: Callable[[], bool], quiet: bool
+) -> Iterator[Completion]:
+    for piece in pieces:
+        if not quiet:
+            print(piece.text, end="", flush=True)
+        yield piece
+        if interrupted():
+            return
+
+
+def _prompt(given: str | None) -> str:
+    if given is not None and given != "-":
+        return given
+    if given is None and sys.stdin.isatty():
+        raise OptionError("expected a PROMPT, as an argument or on standard input")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 text: {error}") from None

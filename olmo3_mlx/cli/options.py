@@ -1,0 +1,53 @@
+"""Options that several verbs share."""
+
+import argparse
+import os
+from typing import Any
+
+# The sampling options, as `stream` names them.
+_SAMPLING = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop",
+)  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """--model and --revision."""
+    parser.add_argument(
+        "--model",
+        default=os.environ.get("OLMO3_MODEL") or "demo",
+        metavar="MODEL",
+        help=f"demo, a checkpoint's folder, or a hub id such as allenai/Olmo-3-7B-Instruct{more} "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--revision", metavar="R", help="a hub id's branch, tag or commit, such as stage1-step10000"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How to answer; what is left out comes from the checkpoint's generation_config.json."""
+    group = parser.add_argument_group(
+        "answering", "what is left out comes from the checkpoint's generation_config.json"
+    )
+    group.add_argument("--system", metavar="S", help="the system message")
+    group.add_argument(
+        "--max-tokens", type=int, metavar="N", help="end after N tokens (default: where the context ends)"
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    group.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest that reach P")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest; 0: from all")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="leave out what is less than P times the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1 makes seen tokens less likely"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop", action="append", metavar="S", help="end the answer before this text; may be repeated"
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options of a command line, as `stream` takes them."""
+    return {name: getattr(args, name) for name in _SAMPLING}
