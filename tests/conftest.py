@@ -1,0 +1,102 @@
+"""Fixtures: TINY, a model small enough to be checked by an oracle; the demo; the lab, where it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from olmo3_mlx import Olmo3, Olmo3Config, Tokenizer, load
+from olmo3_mlx.hub import DEMO
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+# Three sliding layers and a full one, grouped-query, a window of 8, YaRN from 32 to 256.
+TINY: dict[str, Any] = {
+    "model_type": "olmo3",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 8,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2079441541679836,
+    },
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+}
+
+
+def random_model(config: dict[str, Any], seed: int = 0) -> Olmo3:
+    """A float32 model with weights that make attention peaky and norms matter."""
+    model = Olmo3(Olmo3Config.from_dict(config))
+    key = mx.random.key(seed)
+    weights = {}
+    for name, array in model.tensors().items():
+        key, draw = mx.random.split(key)
+        if "norm" in name:  # q and k norms well above 1, so that attention is far from uniform
+            scale = 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+            weights[name] = scale * mx.random.uniform(0.5, 1.5, array.shape, key=draw)
+        else:
+            spread = 1.0 if "embed" in name else array.shape[-1] ** -0.5
+            weights[name] = spread * mx.random.normal(array.shape, key=draw)
+    model.load_weights(list(weights.items()))
+    mx.eval(model.parameters())
+    return model
+
+
+def save_checkpoint(
+    folder: Path, config: dict[str, Any], tensors: dict[str, mx.array], *, tokenizer: bool = True
+) -> Path:
+    """Write a checkpoint as Hugging Face does; the tokenizer files are the demo's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
+    if tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (folder / name).write_bytes((DEMO / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Olmo3:
+    """TINY with random weights."""
+    return random_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[Olmo3, Tokenizer]:
+    """The embedded model and its tokenizer."""
+    return load("demo")
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Path:
+    """TINY as a checkpoint's folder, with a vocabulary that fits the demo's tokenizer."""
+    config = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
+    model = random_model(config)
+    return save_checkpoint(tmp_path / "tiny", config, model.tensors())
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Material that lies beside the repository on the maintainers' machines; skips without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED
+
+
+@pytest.fixture(params=["olmo3-lab-chat", "olmo3-lab-gqa"])
+def lab(request: pytest.FixtureRequest, shared: Path) -> Path:
+    """A trained checkpoint: multi-head like the 7B, or grouped-query like the 32B."""
+    return shared / "lab" / str(request.param)
