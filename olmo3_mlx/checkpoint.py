@@ -18,7 +18,7 @@ from olmo3_mlx.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
-_NAMED_AT_MOST = 5  # tensors in one error message
+_NAMED_AT_MOST = 20  # tensors in one error message
 
 
 def load(
@@ -144,6 +144,7 @@ def _quantize(model: Olmo3, weights: dict[str, mx.array], folder: Path) -> None:
 
 
 def check_names_and_shapes(model: Olmo3, weights: dict[str, mx.array], folder: Path) -> None:
+    """Raise CheckpointError that names each tensor missing, unexpected, misshapen or of wrong type."""
     expected = model.tensors()
     missing = sorted(expected.keys() - weights.keys())
     if missing:
@@ -153,15 +154,16 @@ def check_names_and_shapes(model: Olmo3, weights: dict[str, mx.array], folder: P
         raise CheckpointError(
             f"{folder}: has tensors that its config does not call for: {name_some(unexpected)}"
         )
+    wrong = []
     for name, array in expected.items():
         found = weights[name]
-        if found.shape != array.shape:
-            raise CheckpointError(
-                f"{folder}: {name} must have shape {list(array.shape)}, not {list(found.shape)}"
-            )
         both_floating = all(mx.issubdtype(a.dtype, mx.floating) for a in (array, found))
-        if found.dtype != array.dtype and not both_floating:
-            raise CheckpointError(f"{folder}: {name} must be {array.dtype}, not {found.dtype}")
+        if found.shape != array.shape:
+            wrong.append(f"{name} must have shape {list(array.shape)}, not {list(found.shape)}")
+        elif found.dtype != array.dtype and not both_floating:
+            wrong.append(f"{name} must be {array.dtype}, not {found.dtype}")
+    if wrong:
+        raise CheckpointError(f"{folder}: {name_some(wrong)}")
 
 
 def dtype_named(dtype: str | mx.Dtype) -> mx.Dtype:

@@ -21,7 +21,9 @@ class LanguageModel(Protocol):
 
     def __call__(
         self, tokens: mx.array, caches: list[Cache], *, logits_to_keep: int | None = None
-    ) -> mx.array: ...
+    ) -> mx.array:
+        """Run the tokens after what the caches hold, which is updated."""
+        ...
 
 
 Sample = Callable[[mx.array], mx.array]  # logits [1, V] -> token [1]

@@ -38,6 +38,7 @@ class PrefillProgress:
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, done: int, total: int) -> None:
+        """After each pass of a prefill; raises KeyboardInterrupt to end it."""
         if self._interrupted():
             raise KeyboardInterrupt
         if self._bar is None and done < total and sys.stderr.isatty():

@@ -1,0 +1,52 @@
+"""Every example runs on the demo and prints what it says it shows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+PRINTS = {
+    "generate": r"Olmo 3 7B has 32 layers.*\n\d+ tokens, finish reason stop\n",
+    "stream": r"Olmo 3 was built by Ai2.*\n\d+ tokens, finish reason stop\n",
+    "chat": r"> My name is Ada\.(.|\n)*42\n(.|\n)*Your name is Ada\.\n.*ran 1\d new tokens.*\n",
+    "quantize": r"( +\d+\.\d\d bits per weight, +\d+\.\d\d MB: 17 \+ 25 = 42\n){3}",
+    "long_context": r"window: 128 tokens\n( +\d+ tokens: sliding +\d+\.\d\d MB, full +\d+\.\d\d MB\n){8}",
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested_and_short() -> None:
+    files = {path.stem: path for path in EXAMPLES.glob("*.py")}
+    assert files.keys() == PRINTS.keys()
+    for path in files.values():
+        assert len(path.read_text().splitlines()) <= 40, path
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_an_example_prints_what_it_shows(name: str) -> None:
+    assert re.fullmatch(PRINTS[name], run(name))
+
+
+def test_sliding_caches_stop_growing_in_the_long_context_example() -> None:
+    rows = re.findall(r"sliding +([\d.]+) MB, full +([\d.]+) MB", run("long_context", "--tokens", "1536"))
+    sliding, full = zip(*((float(a), float(b)) for a, b in rows), strict=True)
+    assert sliding[3] == sliding[-1]
+    assert full[-1] > full[3]
+
+
+def test_examples_take_another_model(tiny_checkpoint: Path) -> None:
+    assert "finish reason" in run("generate", "--model", str(tiny_checkpoint), "Hello")

@@ -1,0 +1,45 @@
+"""Trained checkpoints against transformers 4.57.6: logits to 1,500 tokens and greedy ids."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from olmo3_mlx import Olmo3, load
+from olmo3_mlx.generation import decode, prefill
+from olmo3_mlx.sampling import Sampler, SamplingOptions
+
+
+@pytest.fixture(scope="module")
+def models(shared: Path) -> dict[str, Olmo3]:
+    return {
+        name: load(shared / "lab" / name, dtype="float32")[0] for name in ("olmo3-lab-chat", "olmo3-lab-gqa")
+    }
+
+
+@pytest.mark.parametrize("chunk", [1500, pytest.param(128, marks=pytest.mark.slow)])
+def test_logits_equal_transformers(models: dict[str, Olmo3], lab: Path, shared: Path, chunk: int) -> None:
+    golden = np.load(shared / "golden" / f"{lab.name}.npz")
+    model, ids = models[lab.name], mx.array(golden["ids"])[None]
+    caches = model.make_caches()
+    logits = mx.concatenate([model(ids[:, i : i + chunk], caches) for i in range(0, 1500, chunk)], axis=1)
+    found = np.array(logits)[0]
+    expected = golden["logits"]
+    assert np.abs(found[golden["positions"]] - expected).max() / np.abs(expected).max() < 5e-6
+    loss = nn.losses.cross_entropy(logits[0, :-1], ids[0, 1:])
+    assert np.abs(np.array(loss) - golden["nll"]).max() < 1e-4
+
+
+@pytest.mark.parametrize(("chunk", "count"), [(2048, 200), (128, 20), (100, 20), (7, 20)])
+def test_greedy_ids_equal_transformers_whatever_the_prefill_chunk(
+    models: dict[str, Olmo3], lab: Path, shared: Path, chunk: int, count: int
+) -> None:
+    golden = np.load(shared / "golden" / f"{lab.name}.npz")
+    model = models[lab.name]
+    prompt = golden["ids"][: int(golden["prompt_length"])].tolist()
+    caches = model.make_caches()
+    logits = prefill(model, prompt, caches, chunk=chunk)
+    found = list(decode(model, logits, caches, Sampler(SamplingOptions()), count))
+    assert found == golden["greedy"][:count].tolist()
