@@ -96,7 +96,7 @@ class _Session:
                     if interrupted():
                         break
         except (PromptError, TemplateError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error} (/reset starts a new conversation)", file=sys.stderr)
             return
         except KeyboardInterrupt:
             pass

@@ -125,11 +125,11 @@ def _table(config: Olmo3Config) -> str:
             f"{(w + caches) / size:.2f}" + ("*" if w + caches > machine else " ") for w in weights.values()
         )
         shown = f"{caches / size:.2f}" if caches else ""
-        return f"{label:<22}{shown:>10}" + "".join(f"{cell:>13}" for cell in cells)
+        return f"{label:<22}{shown:>10}" + "".join(f"{cell:>15}" for cell in cells)
 
     return "\n".join(
         (
-            f"{f'memory in {unit}':<22}{'caches':>10}" + "".join(f"{f'{p} weights':>13}" for p in weights),
+            f"{f'memory in {unit}':<22}{'caches':>10}" + "".join(f"{f'{p} weights':>14} " for p in weights),
             row("weights alone", 0),
             *(row(f"with {n:,} tokens", cache_bytes(config, n)) for n in contexts),
             "",
