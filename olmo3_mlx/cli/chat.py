@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
+            if sys.stdin.isatty():
+                print()
             break
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /exit leaves)", file=sys.stderr)
