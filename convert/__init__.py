@@ -66,12 +66,12 @@ def convert(
         sizes = {name: recipe.bytes_of(name, w) for name, w in weights.items()}
 
         def converted(name: str) -> dict[str, mx.array]:
-            weight = weights.pop(name)  # let go of once it is written
+            weight = recipe.cast(weights.pop(name))  # popped, to be let go of once it is written
             check_finite({name: weight}, origin.folder)
             return recipe.apply(name, weight)
 
         write_weights(folder, sizes, converted, parameters, progress)
-        write_config(folder, origin.config, recipe)
+        write_config(folder, origin.config, origin.model.config.rope, recipe)
         copy_files(origin.folder, folder)
     return Report(
         parameters=parameters,

@@ -43,10 +43,13 @@ class Recipe:
             )
         return cls(how, dtype, layers, tuple(sorted(widths.keys() - layers)))
 
+    def cast(self, weight: mx.array) -> mx.array:
+        """`weight` in the recipe's dtype, if it has one."""
+        return weight if self.dtype is None else weight.astype(self.dtype)
+
     def apply(self, name: str, weight: mx.array) -> dict[str, mx.array]:
         """The tensors that `weight` becomes, by name, lazily."""
-        if self.dtype is not None:
-            weight = weight.astype(self.dtype)
+        weight = self.cast(weight)
         path = name.removesuffix(".weight")
         if self.how is None or path not in self.layers:
             return {name: weight}

@@ -5,13 +5,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from convert.quantize import Recipe
+from olmo3_mlx.config import FULL, SLIDING, RopeConfig
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.hub import INDEX, SINGLE, TEXT_FILES
 
@@ -27,6 +29,7 @@ def new_folder(dest: Path) -> Iterator[Path]:
     Raises ConvertError if `dest` exists, or if the disk does not take what is written.
     """
     dest = dest.expanduser().absolute()
+    made = [parent for parent in dest.parents if not parent.exists()]
     if os.path.lexists(dest):
         raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
     try:
@@ -40,10 +43,14 @@ def new_folder(dest: Path) -> Iterator[Path]:
         folder.chmod(0o777 & ~_umask())
         folder.rename(dest)
         _flush_entry(dest.parent)
-    except OSError as error:
-        raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
-    finally:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
+        raise
 
 
 def write_weights(
@@ -86,9 +93,13 @@ def write_weights(
     _write_json(folder / INDEX, index)
 
 
-def write_config(folder: Path, config: Mapping[str, Any], recipe: Recipe) -> None:
-    """Write config.json: the source's, with how it is quantized now, in keys that mlx-lm reads too."""
-    config = {**_with_older_rope(config)}
+def write_config(
+    folder: Path, config: Mapping[str, Any], rope: Mapping[str, RopeConfig], recipe: Recipe
+) -> None:
+    """Write config.json: the source's, whose RoPE was read as `rope`, with how it is quantized now, in
+    keys that mlx-lm reads too.
+    """
+    config = _with_older_rope(config, rope)
     if recipe.dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(recipe.dtype).rpartition(".")[2]
@@ -106,22 +117,22 @@ def copy_files(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def _with_older_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_older_rope(config: Mapping[str, Any], rope: Mapping[str, RopeConfig]) -> dict[str, Any]:
     """transformers 4's `rope_theta` and `rope_scaling` for version 5's `rope_parameters`, where they
     can say the same: mlx-lm 0.32.2 reads only those.
     """
-    new = config.get("rope_parameters")
-    if not new:
-        return config
-    full = dict(new.get("full_attention", new))
-    sliding = new.get("sliding_attention", {"rope_theta": full.get("rope_theta")})
-    theta = full.pop("rope_theta", config.get("rope_theta"))
-    kind = sliding.get("rope_type", sliding.get("type", "default"))
-    if kind != "default" or sliding.get("rope_theta", theta) != theta:
-        return config
+    sliding = rope.get(SLIDING, RopeConfig(rope[FULL].theta) if FULL in rope else None)
+    full = rope.get(FULL, sliding)
+    assert sliding is not None
+    assert full is not None
+    if "rope_parameters" not in config or sliding != RopeConfig(full.theta):
+        return dict(config)
     older = {key: value for key, value in config.items() if key != "rope_parameters"}
-    scaled = full.get("rope_type", full.get("type", "default")) != "default"
-    return {**older, "rope_theta": theta, "rope_scaling": full if scaled else None}
+    scaling = None
+    if full.rope_type != "default":
+        said = {"theta", "truncate"} if full.truncate else {"theta"}  # elsewhere, and by default
+        scaling = {key: value for key, value in asdict(full).items() if key not in said}
+    return {**older, "rope_theta": full.theta, "rope_scaling": scaling}
 
 
 def _shards(sizes: Mapping[str, int]) -> list[list[str]]:

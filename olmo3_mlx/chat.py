@@ -1,6 +1,7 @@
 """A conversation that keeps its caches between turns and runs only what is new."""
 
-from collections.abc import Generator, Iterator, Sequence
+import weakref
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from olmo3_mlx.cache import Cache, rewind
@@ -31,7 +32,8 @@ class Chat:
         self.tokenizer = tokenizer
         self.options = GenerationOptions.over(model.generation_config, **options)
         self.system = system
-        self._answering: Generator[Completion] | None = None
+        # Weak, so that a reader who breaks off closes the answer at once.
+        self._answering: weakref.ref[Generator[Completion]] | None = None
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
         self.reset()
 
@@ -54,7 +56,7 @@ class Chat:
         """Bytes that the caches take."""
         return sum(cache.nbytes for cache in self._caches)
 
-    def send(self, text: str, *, progress: Progress | None = None) -> Iterator[Completion]:
+    def send(self, text: str, *, progress: Progress | None = None) -> Generator[Completion]:
         """Say something; stream the answer. `prompt_tokens` counts what was run, not what was reused.
 
         Closing the stream early keeps what was said so far. Raises PromptError, with the
@@ -68,8 +70,9 @@ class Chat:
         new = self._new_ids(prompt)
         config = self.model.config
         check_prompt(new, config.vocab_size, config.max_position_embeddings, self.tokens)
-        self._answering = self._answer(turn, prompt, new, progress)
-        return self._answering
+        pieces = self._answer(turn, prompt, new, progress)
+        self._answering = weakref.ref(pieces)
+        return pieces
 
     def _answer(
         self, turn: dict[str, Any], prompt: str, new: Sequence[int], progress: Progress | None
@@ -97,7 +100,6 @@ class Chat:
             self._forget_caches()  # where they stand is not known
             raise
         finally:
-            self._answering = None
             if ids:
                 self._remember(turn, prompt, new, "".join(said), ids)
 
@@ -126,13 +128,15 @@ class Chat:
             return ids
         rewind(self._caches, back)
         del self._held[len(self._held) - back :]
+        self._text = self.tokenizer.decode(self._held)
         return ids[len(self._held) :]
 
     def _close_answer(self) -> None:
         """End an answer that its reader left open: it uses these caches."""
-        if self._answering is not None:
-            self._answering.close()
-            self._answering = None
+        pieces = self._answering() if self._answering is not None else None
+        if pieces is not None:
+            pieces.close()
+        self._answering = None
 
     def _forget_caches(self) -> None:
         self._caches: list[Cache] = self.model.make_caches()

@@ -32,7 +32,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # jinja2 lets Python's SyntaxError and RecursionError through
             raise TemplateError(f"the checkpoint's chat template is not valid: {error}") from None
         self._special_tokens = dict(special_tokens or {})
 
@@ -49,26 +49,34 @@ class ChatTemplate:
         be a dict or a JSON object as text. Raises TemplateError, with what the template said, for
         messages that it refuses and for a template that reaches for Python's internals.
         """
+        checked = [_with_dict_arguments(message) for message in messages]
         try:
             return self._template.render(
-                messages=[_with_dict_arguments(message) for message in messages],
+                messages=checked,
                 tools=list(tools) if tools is not None else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever the template's own code ran into
             raise TemplateError(f"the checkpoint's chat template failed: {error}") from None
 
 
 def _with_dict_arguments(message: Message) -> dict[str, Any]:
     """OpenAI's clients send tool arguments as JSON text; the templates walk through a dict."""
+    if not isinstance(message, Mapping):
+        raise TemplateError(f"expected messages with a role and content, got {message!r}")
     copy = dict(message)
     if not copy.get("tool_calls"):
         return copy
     calls = []
+    if not isinstance(copy["tool_calls"], Sequence):
+        raise TemplateError(f"expected a list of tool_calls, got {copy['tool_calls']!r}")
     for call in copy["tool_calls"]:
-        function = dict(call.get("function", call))
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise TemplateError(f"expected tool_calls with a function's name and arguments, got {call!r}")
+        function = dict(function)
         if isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"])
@@ -80,9 +88,17 @@ def _with_dict_arguments(message: Message) -> dict[str, Any]:
     return {**copy, "tool_calls": calls}
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja2's own filter escapes <, > and & for HTML and sorts the keys.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from olmo3_mlx.errors import CheckpointError, OptionError
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.hub import resolve, weight_files
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import NAN_SCALES, QuantizationConfig
 from olmo3_mlx.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
@@ -48,12 +49,12 @@ def _build(
     model = Olmo3(config, generation_config)
     _quantize(model, weights, folder)
     check_names_and_shapes(model, weights, folder)
-    check_finite(weights, folder)
     dtype = dtype or default_dtype(weights)
     if dtype is not None:
         weights = {
             name: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w for name, w in weights.items()
         }
+    check_finite(weights, folder, config.quantization)
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
     return model
@@ -100,15 +101,26 @@ def default_dtype(weights: dict[str, mx.array]) -> mx.Dtype | None:
     return mx.float32 if mx.uint32 in dtypes or mx.float16 in dtypes else None
 
 
-def check_finite(weights: dict[str, mx.array], folder: Path) -> None:
+def check_finite(
+    weights: dict[str, mx.array], folder: Path, quantization: QuantizationConfig | None = None
+) -> None:
     """Raise CheckpointError that names the tensors with NaN or infinite values."""
-    bad = [
-        name
-        for name, w in weights.items()
-        if mx.issubdtype(w.dtype, mx.floating) and not mx.all(mx.isfinite(w)).item()
-    ]
+    bad = [name for name, w in weights.items() if not mx.all(_finite(name, w, quantization)).item()]
     if bad:
-        raise CheckpointError(f"{folder}: NaN or infinite values in {name_some(bad)}: fetch it again")
+        raise CheckpointError(
+            f"{folder}: NaN or infinite values in {name_some(bad)}: fetch it again, or, if a cast made "
+            f"them, choose a wider dtype"
+        )
+
+
+def _finite(name: str, weight: mx.array, quantization: QuantizationConfig | None) -> mx.array:
+    if mx.issubdtype(weight.dtype, mx.floating):
+        return mx.isfinite(weight)
+    how = quantization.of(name.removesuffix(".scales")) if quantization else None
+    finite = mx.array(True)
+    for code in NAN_SCALES.get(how.mode, ()) if how and name.endswith(".scales") else ():
+        finite = finite & (weight != code)
+    return finite
 
 
 def _quantize(model: Olmo3, weights: dict[str, mx.array], folder: Path) -> None:
@@ -147,13 +159,12 @@ def check_names_and_shapes(model: Olmo3, weights: dict[str, mx.array], folder: P
     """Raise CheckpointError that names each tensor missing, unexpected, misshapen or of wrong type."""
     expected = model.tensors()
     missing = sorted(expected.keys() - weights.keys())
-    if missing:
-        raise CheckpointError(f"{folder}: lacks {name_some(missing)}")
     unexpected = sorted(weights.keys() - expected.keys())
+    faults = [f"lacks {name_some(missing)}"] if missing else []
     if unexpected:
-        raise CheckpointError(
-            f"{folder}: has tensors that its config does not call for: {name_some(unexpected)}"
-        )
+        faults.append(f"has tensors that its config does not call for: {name_some(unexpected)}")
+    if faults:
+        raise CheckpointError(f"{folder}: {'; '.join(faults)}")
     wrong = []
     for name, array in expected.items():
         found = weights[name]

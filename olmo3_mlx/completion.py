@@ -15,7 +15,7 @@ from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.generation import PREFILL_CHUNK, Progress, check_prompt, decode, prefill
 from olmo3_mlx.model import Olmo3
-from olmo3_mlx.sampling import Sampler, SamplingOptions
+from olmo3_mlx.sampling import Sampler, SamplingOptions, check_number
 from olmo3_mlx.stop import StopStrings
 from olmo3_mlx.tokenizer import Tokenizer
 
@@ -58,8 +58,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "prefill_chunk"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                check_number(name, value, lambda n: n >= 1, "of at least 1", whole=True)
         StopStrings(self.stop)  # refuses an empty one
 
     @classmethod
@@ -94,7 +94,7 @@ class GenerationOptions:
         return cls(
             sampling=SamplingOptions(temperature=temperature, seed=seed, **values),
             max_tokens=defaults.max_new_tokens if max_tokens is None else max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            stop=_stop_strings(stop),
             eos_token_ids=frozenset(defaults.eos_token_ids),
             prefill_chunk=prefill_chunk,
         )
@@ -206,6 +206,13 @@ def join(pieces: Iterator[Completion]) -> Completion:
     return replace(last, text="".join(texts), token_ids=tuple(ids))
 
 
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = [stop] if isinstance(stop, str) else stop or ()
+    if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
+        raise OptionError(f"stop must be a string or a list of strings, not {stop!r}")
+    return tuple(strings)
+
+
 class _Clock:
     """Counts and times one answer."""
 
@@ -255,7 +262,8 @@ def _prompt_text(
     elif not prompt:
         raise PromptError("the conversation is empty: expected at least one message")
     if system is not None:
-        if prompt[0].get("role") == "system":
+        first = prompt[0]
+        if isinstance(first, Mapping) and first.get("role") == "system":
             raise OptionError("expected one system message: give it as system or in the messages, not both")
         prompt = [{"role": "system", "content": system}, *prompt]
     return tokenizer.apply_chat_template(prompt, tools=tools)

@@ -16,7 +16,10 @@ Every message is one line: what was expected, what came, what to do.
 
 
 class Olmo3Error(Exception):
-    """The root of all errors that this project raises on purpose."""
+    """The root of all errors that this project raises on purpose. Its message is made one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines() if line.strip()))
 
 
 class ConfigError(Olmo3Error):

@@ -1,7 +1,7 @@
 """Typed values out of a JSON object, with errors that name the key, what was expected, what came."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Fields:
         value = self._get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refuse(key, "a number")
-        if not math.isfinite(value) or value < least:
+        if not least <= value <= sys.float_info.max:
             raise self.refuse(key, f"a finite number of at least {least:g}")
         return float(value)
 
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ConfigError if the file is no such thing."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected a JSON object, could not read one: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")

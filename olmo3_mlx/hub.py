@@ -25,6 +25,7 @@ TEXT_FILES = (
     "chat_template.jinja",
     INDEX,
 )
+_WEIGHT_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,15 +35,11 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     `revision` is a hub branch, tag or commit. Raises CheckpointError for a name that is neither a
     folder nor a hub id, HubError for what the hub does not give.
     """
-    if name == "demo":
-        return DEMO
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if revision:
-            raise CheckpointError(f"{name} is a folder: --revision {revision} is for hub ids")
+    folder = DEMO if name == "demo" else _local(name)
+    if folder is not None:
+        if revision is not None:
+            raise CheckpointError(f"{name} is a folder here: --revision {revision} is for hub ids")
         return folder
-    if folder.exists():
-        raise CheckpointError(f"{name} is a file: expected the checkpoint's folder, or a hub id")
     if not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(
             f"{name}: no such folder, and no hub id either (one looks like allenai/Olmo-3-7B-Instruct)"
@@ -64,15 +61,27 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _local(name: str | Path) -> Path | None:
+    """The folder of that name, if there is one. Raises CheckpointError for a file."""
+    try:
+        folder = Path(name).expanduser()
+        found, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError, ValueError):  # no name that the system could have
+        return None
+    if exists and not found:
+        raise CheckpointError(f"{name} is a file: expected the checkpoint's folder, or a hub id")
+    return folder if found else None
+
+
 def _indexed(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map of tensor names to files, found none")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: expected file names beside it, got {name!r}")
-    return names
+    for name in weight_map.values():
+        # Nothing outside the folder, and no pattern that would fetch more than the weights.
+        if not isinstance(name, str) or not _WEIGHT_FILE.fullmatch(name):
+            raise CheckpointError(f"{index}: expected file names of safetensors beside it, got {name!r}")
+    return sorted(set(weight_map.values()))
 
 
 def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
@@ -101,8 +110,8 @@ def _fetch(hub_id: str, revision: str | None, files: Iterable[str]) -> Path:
         raise HubError(
             f"{at}: not downloaded yet, and the hub cannot be reached: check the network"
         ) from None
-    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the HTTP client's own errors, which differ between its versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(
             f"{at}: the download failed ({reason}): try again, it goes on where it stopped"
         ) from None

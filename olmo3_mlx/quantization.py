@@ -15,6 +15,9 @@ MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mxfp8": ((8,), (32,)),
 }
 
+# Bytes that mean NaN where scales are 8-bit floats: E8M0 in the OCP MX formats, E4M3 in NVFP4.
+NAN_SCALES: Mapping[str, tuple[int, ...]] = {"mxfp4": (255,), "mxfp8": (255,), "nvfp4": (127, 255)}
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -28,7 +31,7 @@ class Quantization:
     def from_fields(cls, fields: Fields, outer: "Quantization | None" = None) -> "Quantization":
         """Read one object; what it leaves out comes from `outer`. Raises ConfigError."""
         mode = fields.data.get("mode") or (outer.mode if outer else "affine")
-        if mode not in MODES:
+        if not isinstance(mode, str) or mode not in MODES:
             raise fields.refuse("mode", f"one of {', '.join(MODES)}")
         bits, groups = MODES[mode]
         found = cls(

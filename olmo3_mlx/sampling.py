@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -31,14 +31,15 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0 <= self.temperature <= 100, "from 0 to 100")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 or more")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        check_number("temperature", self.temperature, lambda t: 0 <= t <= 100, "from 0 to 100")
+        check_number("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
+        check_number("top_k", self.top_k, lambda k: k >= 0, "0 or more", whole=True)
+        check_number("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0 < penalty <= 100, "above 0 and at most 100")
-        seed = self.seed
-        _check("seed", seed, seed is None or 0 <= seed < 2**64, "from 0 to 2**64 - 1")
+        check_number("repetition_penalty", penalty, lambda r: 0 < r <= 100, "above 0 and at most 100")
+        if self.seed is not None:
+            in_range = "from 0 to 2**64 - 1"
+            check_number("seed", self.seed, lambda s: 0 <= s < 2**64, in_range, whole=True)
 
 
 class Sampler:
@@ -111,6 +112,11 @@ def _keep(logits: mx.array, kept: mx.array) -> mx.array:
     return mx.where(kept, logits, -math.inf)
 
 
-def _check(name: str, value: float | int | None, valid: bool, expected: str) -> None:
-    if not valid:
-        raise OptionError(f"{name} must be {expected}, not {value}")
+def check_number(
+    name: str, value: object, valid: Callable[[float], bool], expected: str, *, whole: bool = False
+) -> None:
+    """Raise OptionError unless `value` is a (whole) number that is `valid`."""
+    kinds = int if whole else int | float
+    if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
+        kind = "a whole number" if whole else "a number"
+        raise OptionError(f"{name} must be {kind} {expected}, not {value!r}")

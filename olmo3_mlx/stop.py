@@ -10,8 +10,6 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         """Raises OptionError for an empty stop string."""
-        if isinstance(strings, str) or not all(isinstance(s, str) for s in strings):
-            raise OptionError(f"stop must be a list of strings, not {strings!r}")
         if "" in strings:
             raise OptionError("a stop string must not be empty")
         self._strings = tuple(strings)

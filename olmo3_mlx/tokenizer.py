@@ -121,9 +121,14 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise TemplateError(f"{path}: could not be read: {error}") from None
     source = config.get("chat_template")
     if isinstance(source, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in source}
-        source = named.get("default")
-    return source if isinstance(source, str) else None
+        default = [e for e in source if isinstance(e, dict) and e.get("name") == "default"]
+        source = default[0].get("template") if default else source
+    if source is not None and not isinstance(source, str):
+        raise TemplateError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of named ones "
+            f"with a default"
+        )
+    return source
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -4,9 +4,11 @@ Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interr
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from olmo3_mlx import __version__
 from olmo3_mlx.cli import chat, convert, generate, inspect
@@ -17,8 +19,11 @@ _VERBS = (generate, chat, convert, inspect)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the exit)
     args = _parser().parse_args(argv)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -31,8 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"olmo3 {args.verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:  # standard output on a full disk, say
+        print(f"olmo3 {args.verb}: error: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
+
+
+def _discard_output() -> None:
+    """Let what standard output still holds go nowhere, so that the exit does not fail on it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

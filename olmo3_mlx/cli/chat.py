@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import closing
 
 from olmo3_mlx.chat import Chat
 from olmo3_mlx.checkpoint import load
@@ -90,8 +91,10 @@ class _Session:
     def _say(self, text: str) -> None:
         said: list[Completion] = []
         try:
-            with interruptible() as interrupted:
-                pieces = self.chat.send(text, progress=PrefillProgress(interrupted))
+            with (
+                interruptible() as interrupted,
+                closing(self.chat.send(text, progress=PrefillProgress(interrupted))) as pieces,
+            ):
                 for piece in pieces:
                     print(piece.text, end="", flush=True)
                     said.append(piece)
