@@ -60,7 +60,7 @@ def convert(
     with new_folder(Path(dest)) as folder:
         origin = Source.open(source, revision)
         recipe = Recipe.make(origin.model, how, cast)
-        weights = origin.weights
+        weights = {name: origin.weights.pop(name) for name in origin.model.tensors()}  # layer by layer
         parameters = sum(w.size for w in weights.values())
         source_bytes = sum(w.nbytes for w in weights.values())
         sizes = {name: recipe.bytes_of(name, w) for name, w in weights.items()}

@@ -42,7 +42,6 @@ def new_folder(dest: Path) -> Iterator[Path]:
         _flush(folder)
         folder.chmod(0o777 & ~_umask())
         folder.rename(dest)
-        _flush_entry(dest.parent)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
@@ -51,6 +50,8 @@ def new_folder(dest: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
         raise
+    with suppress(OSError):  # it is there, though perhaps not yet on the disk
+        _flush_entry(dest.parent)
 
 
 def write_weights(

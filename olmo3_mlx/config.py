@@ -143,11 +143,11 @@ class GenerationConfig:
         eos = dict.fromkeys(fields.token_ids("eos_token_id") + eos_token_ids)
         return cls(
             eos_token_ids=tuple(eos),
-            temperature=fields.number("temperature", 1.0) if asks else 0.0,
-            top_p=fields.number("top_p", 1.0) if asks else 1.0,
+            temperature=fields.number("temperature", 1.0, most=100) if asks else 0.0,
+            top_p=fields.number("top_p", 1.0, least=1e-6, most=1) if asks else 1.0,
             top_k=fields.integer("top_k", 0, least=0) if asks else 0,
-            min_p=fields.number("min_p", 0.0) if asks else 0.0,
-            repetition_penalty=fields.number("repetition_penalty", 1.0),
+            min_p=fields.number("min_p", 0.0, most=1) if asks else 0.0,
+            repetition_penalty=fields.number("repetition_penalty", 1.0, least=1e-6, most=100),
             max_new_tokens=fields.integer("max_new_tokens") if "max_new_tokens" in fields else None,
         )
 

@@ -36,13 +36,21 @@ class Fields:
             raise self.refuse(key, f"a whole number of at least {least}")
         return value
 
-    def number(self, key: str, default: Any = _REQUIRED, *, least: float = 0.0) -> float:
-        """A finite number of at least `least`; null counts as absent."""
+    def number(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        *,
+        least: float = 0.0,
+        most: float = sys.float_info.max,
+    ) -> float:
+        """A finite number from `least` to `most`; null counts as absent."""
         value = self._get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refuse(key, "a number")
-        if not least <= value <= sys.float_info.max:
-            raise self.refuse(key, f"a finite number of at least {least:g}")
+        if not least <= value <= most:
+            upper = "" if most == sys.float_info.max else f" and at most {most:g}"
+            raise self.refuse(key, f"a finite number of at least {least:g}{upper}")
         return float(value)
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:

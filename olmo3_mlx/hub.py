@@ -68,6 +68,8 @@ def _local(name: str | Path) -> Path | None:
         found, exists = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError, ValueError):  # no name that the system could have
         return None
+    if not str(name):
+        return None
     if exists and not found:
         raise CheckpointError(f"{name} is a file: expected the checkpoint's folder, or a hub id")
     return folder if found else None
@@ -112,6 +114,4 @@ def _fetch(hub_id: str, revision: str | None, files: Iterable[str]) -> Path:
         ) from None
     except Exception as error:  # the HTTP client's own errors, which differ between its versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HubError(
-            f"{at}: the download failed ({reason}): try again, it goes on where it stopped"
-        ) from None
+        raise HubError(f"{at}: the download failed ({reason}): try again, complete files are kept") from None

@@ -70,8 +70,8 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise TemplateError(
-                "this checkpoint has no chat template (base models have none): use --raw, raw=True "
-                "in Python, to continue plain text"
+                "this checkpoint has no chat template (base models have none): continue plain text with "
+                "`olmo3 generate --raw`, raw=True in Python"
             )
         return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 

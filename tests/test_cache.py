@@ -41,8 +41,9 @@ def worst(found: mx.array, expected: mx.array) -> float:
     return float(mx.abs(found - expected).max().item())
 
 
-@pytest.mark.parametrize("longest", [1, 3, 9, 40, 300, 700])
-@pytest.mark.parametrize("slack", [0, 5, 512])
+@pytest.mark.parametrize(
+    ("longest", "slack"), [(1, 5), (3, 0), (9, 5), (40, 0), (40, 512), (300, 5), (700, 0), (700, 512)]
+)
 def test_any_split_into_chunks_equals_no_split(tiny: Olmo3, longest: int, slack: int) -> None:
     rng = random.Random(longest)
     ids = draw(rng, 700)  # several compactions of the window of 8

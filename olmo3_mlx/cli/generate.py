@@ -23,7 +23,10 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "Ctrl-C ends the answer and keeps what was said.",
     )
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - or nothing reads standard input"
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="the prompt; - or nothing reads standard input, less the newline at its end",
     )
     add_model(parser)
     add_sampling(parser)
@@ -90,6 +93,7 @@ def _prompt(given: str | None) -> str:
     if given is None and sys.stdin.isatty():
         raise OptionError("expected a PROMPT, as an argument or on standard input")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        piped = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text: {error}") from None
+    return piped.removesuffix("\n").removesuffix("\r")  # the one that echo and editors put there

@@ -1,0 +1,1100 @@
+"""The command line: whole outputs, exit codes, Ctrl-C, and one line for whatever goes wrong."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+import convert
+import olmo3_mlx
+from olmo3_mlx import load
+from olmo3_mlx.cli import main
+from olmo3_mlx.completion import Completion
+
+OLMO3 = str(Path(sys.executable).with_name("olmo3"))
+SUM = "What is 17 + 25?"
+JSON_KEYS = [
+    "text", "token_ids", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps",
+    "peak_memory", "finish_reason", "model",
+]  # fmt: skip
+LONG: dict[str, Any] = {
+    **TINY,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size": 8192,
+    "max_position_embeddings": 100_000,
+    "eos_token_id": None,
+}
+
+
+class Done(NamedTuple):
+    """How a command went."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def without_a_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OLMO3_MODEL", raising=False)
+
+
+@pytest.fixture
+def olmo3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs one command in this process, with `stdin` piped in."""
+
+    def run(*arguments: object, stdin: str | bytes = "") -> Done:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as usage:  # argparse
+            code = int(usage.code or 0)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_works() -> Iterator[None]:
+    """Whoever runs the tests in the background has Ctrl-C ignored, which a command would inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+STARTED: "list[subprocess.Popen[bytes]]" = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test() -> Iterator[None]:
+    yield
+    while STARTED:
+        with STARTED.pop() as process:  # closes its pipes
+            process.kill()
+
+
+def start(*arguments: object, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start one command as a user does."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([OLMO3, *map(str, arguments)], **{**pipes, **options})
+    STARTED.append(process)
+    return process
+
+
+def finish(process: "subprocess.Popen[bytes]", stdin: bytes = b"") -> Done:
+    """Give a command the rest of its input, and wait for it to end."""
+    out, err = process.communicate(stdin, timeout=60)
+    return Done(process.returncode, *((b or b"").decode(errors="replace") for b in (out, err)))
+
+
+def read_until(descriptor: int, pattern: bytes, seconds: float = 30.0) -> bytes:
+    """Read what a process writes until a pattern is there."""
+    seen, deadline = b"", time.monotonic() + seconds
+    while not re.search(pattern, seen):
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        piece = os.read(descriptor, 65536) if ready else b""
+        assert piece, f"waited for {pattern!r}, got {seen!r}"
+        seen += piece
+    return seen
+
+
+def facts(done: Done) -> dict[str, Any]:
+    """The one JSON object that a command printed."""
+    assert done.code == 0, done.err
+    assert done.out.count("\n") == 1
+    found = json.loads(done.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def assert_statistics(line: str, *, prompt: int, generated: int, reason: str) -> None:
+    number = r"\d+\.\d"
+    assert re.fullmatch(
+        rf"prompt: {prompt} tokens, {number} tokens/s \| generation: {generated} tokens, "
+        rf"{number} tokens/s \| peak memory: \d+\.\d\d\d GB \| finish: {reason}",
+        line,
+    ), line
+
+
+@pytest.fixture(scope="module")
+def long_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights and no end token: an answer goes on until somebody stops it."""
+    return save_checkpoint(tmp_path_factory.mktemp("long") / "model", LONG, random_model(LONG).tensors())
+
+
+# generate
+
+
+def test_an_answer_goes_to_stdout_and_statistics_to_stderr(olmo3: Run) -> None:
+    done = olmo3("generate", SUM, "--temperature", 0)
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+    (line,) = done.err.splitlines()
+    assert_statistics(line, prompt=57, generated=11, reason="stop")
+
+
+def test_the_installed_command_answers() -> None:
+    done = finish(start("generate", SUM, "--temperature", "0"))
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+    assert_statistics(done.err.rstrip("\n"), prompt=57, generated=11, reason="stop")
+
+
+@pytest.mark.parametrize("arguments", [["-"], []], ids=["dash", "no prompt"])
+def test_the_prompt_may_come_from_standard_input(olmo3: Run, arguments: list[str]) -> None:
+    done = olmo3("generate", *arguments, "--temperature", 0, stdin=SUM)
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+
+
+def test_a_given_prompt_leaves_standard_input_alone(olmo3: Run) -> None:
+    done = olmo3("generate", SUM, "--temperature", 0, stdin=b"\xff\xfe")
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+
+
+def test_json_is_one_object_with_the_documented_keys(olmo3: Run) -> None:
+    done = olmo3("generate", SUM, "--temperature", 0, "--json")
+    answer = facts(done)
+    assert list(answer) == JSON_KEYS
+    assert done.err == ""
+    assert answer["text"] == "17 + 25 = 42"
+    assert (answer["prompt_tokens"], answer["generation_tokens"]) == (57, 11)
+    assert len(answer["token_ids"]) == 11
+    assert answer["token_ids"][-1] in (8190, 8188)
+    assert (answer["finish_reason"], answer["model"]) == ("stop", "demo")
+    assert answer["prompt_tps"] > 0
+    assert answer["generation_tps"] > 0
+    assert 0 < answer["peak_memory"] < 100
+
+
+def test_raw_continues_the_prompt_as_it_stands(olmo3: Run, tiny_checkpoint: Path) -> None:
+    _, tokenizer = load(tiny_checkpoint)
+    plain = facts(
+        olmo3("generate", "Once upon", "--raw", "--json", "--max-tokens", 1, "--model", tiny_checkpoint)
+    )
+    assert plain["prompt_tokens"] == len(tokenizer.encode("Once upon"))
+
+
+def test_a_system_message_goes_through_the_template(olmo3: Run, tiny_checkpoint: Path) -> None:
+    _, tokenizer = load(tiny_checkpoint)
+    messages = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hello"}]
+    for given, expected in ((["--system", "Be terse."], messages), ([], messages[1:])):
+        found = facts(
+            olmo3("generate", "Hello", *given, "--json", "--max-tokens", 1, "--model", tiny_checkpoint)
+        )
+        text = tokenizer.apply_chat_template(expected)
+        assert found["prompt_tokens"] == len(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [([" 42"], "17 + 25 ="), (["42", "25"], "17 + "), (["99"], "17 + 25 = 42"), (["17"], "")],
+    ids=["one", "the earliest of two", "one that does not come", "at once"],
+)
+def test_an_answer_ends_before_a_stop_string(olmo3: Run, stops: list[str], expected: str) -> None:
+    arguments = [argument for stop in stops for argument in ("--stop", stop)]
+    done = olmo3("generate", SUM, "--temperature", 0, *arguments)
+    assert (done.code, done.out) == (0, expected + "\n")
+    assert done.err.endswith("finish: stop\n")
+
+
+def test_max_tokens_ends_an_answer(olmo3: Run) -> None:
+    answer = facts(olmo3("generate", SUM, "--temperature", 0, "--max-tokens", 3, "--json"))
+    assert answer["generation_tokens"] == len(answer["token_ids"]) == 3
+    assert answer["finish_reason"] == "length"
+    assert "17 + 25 = 42".startswith(answer["text"])
+
+
+def test_a_seed_makes_sampling_repeatable(olmo3: Run, tiny_checkpoint: Path) -> None:
+    def ids(seed: int) -> tuple[int, ...]:
+        done = olmo3(
+            "generate", "Once", "--raw", "--json", "--max-tokens", 8, "--temperature", 1,
+            "--seed", seed, "--model", tiny_checkpoint,
+        )  # fmt: skip
+        return tuple(facts(done)["token_ids"])
+
+    first = [ids(seed) for seed in (1, 2, 3)]
+    assert first == [ids(seed) for seed in (1, 2, 3)]
+    assert len(set(first)) == 3
+
+
+def test_what_is_left_out_comes_from_the_generation_config(olmo3: Run, tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "generation_config.json").write_text('{"max_new_tokens": 2, "do_sample": false}')
+    arguments = ("generate", "Once", "--raw", "--json", "--model", tiny_checkpoint)
+    assert facts(olmo3(*arguments))["generation_tokens"] == 2
+    assert facts(olmo3(*arguments, "--max-tokens", 3))["generation_tokens"] == 3
+
+
+def test_the_variable_names_the_default_model(
+    olmo3: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMO3_MODEL", str(tiny_checkpoint))
+    answer = facts(olmo3("generate", "Once", "--raw", "--json", "--max-tokens", 1))
+    assert answer["model"] == str(tiny_checkpoint)
+    assert facts(olmo3("inspect", "--json"))["hidden_size"] == 64
+    assert facts(olmo3("inspect", "--json", "--model", "demo"))["hidden_size"] == 256
+    assert str(tiny_checkpoint) in "".join(olmo3("generate", "--help").out.split())
+    monkeypatch.setenv("OLMO3_MODEL", "")
+    assert facts(olmo3("inspect", "--json"))["model"] == "demo"
+
+
+def test_an_answer_survives_a_screen_that_only_knows_ascii() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = finish(start("inspect", "--model", "7b", env=environment))
+    assert (done.code, done.err) == (0, "")
+    assert "YaRN ? 8 from 8,192 ? 500,000" in done.out
+
+
+def test_a_reader_that_leaves_early_ends_the_answer_quietly() -> None:
+    process = start("generate", "Once upon a time", "--raw", "--temperature", 0, "--max-tokens", 2000)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert len(os.read(process.stdout.fileno(), 1)) == 1
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(timeout=60), err) == (0, b"")
+
+
+def test_a_reader_that_never_was_ends_inspect_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = finish(start("inspect", stdout=writing))
+    os.close(writing)
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("arguments", [["inspect"], ["generate", SUM, "--temperature", "0"]])
+def test_output_to_a_full_disk_fails_in_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = finish(start(*arguments, stdout=full))
+    assert done.code == 1
+    assert_one_line(done.err, arguments[0])
+    assert "No space left on device" in done.err
+
+
+def test_a_closed_stdout_is_no_traceback() -> None:
+    command = 'exec "$0" inspect --json >&-'
+    done = subprocess.run(["/bin/sh", "-c", command, OLMO3], capture_output=True, check=False, timeout=60)
+    assert b"Traceback" not in done.stderr
+
+
+# Ctrl-C
+
+
+def test_an_interrupted_answer_keeps_what_was_said(olmo3: Run) -> None:
+    arguments = ("generate", "Once upon a time", "--raw", "--temperature", 0, "--max-tokens")
+    process = start(*arguments, 3000)
+    assert process.stdout is not None
+    seen = read_until(process.stdout.fileno(), rb"..........")
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 0
+    found = re.search(r"generation: (\d+) tokens.* finish: interrupted\n$", done.err)
+    assert found, done.err
+    assert len(done.err.splitlines()) == 1
+    assert 1 < int(found[1]) < 2990
+    said = seen.decode() + done.out
+    assert said == olmo3(*arguments, found[1]).out
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the user press Ctrl-C, so many times, while the sixth token is on its way."""
+
+    def press(times: int) -> None:
+        def stream(*arguments: Any, **options: Any) -> Iterator[Completion]:
+            for count, piece in enumerate(olmo3_mlx.stream(*arguments, **options), start=1):
+                for _ in range(times if count == 6 else 0):
+                    signal.raise_signal(signal.SIGINT)
+                yield piece
+
+        monkeypatch.setattr("olmo3_mlx.cli.generate.stream", stream)
+
+    return press
+
+
+def test_an_interrupted_answer_is_whole_json(olmo3: Run, interrupted: Callable[[int], None]) -> None:
+    interrupted(1)
+    done = olmo3("generate", SUM, "--temperature", 0, "--json")
+    assert done.err == ""
+    answer = facts(done)
+    assert list(answer) == JSON_KEYS
+    assert answer["finish_reason"] == "interrupted"
+    assert answer["generation_tokens"] == len(answer["token_ids"]) == 6
+    assert answer["text"] == "17 + 25"
+
+
+def test_a_second_ctrl_c_ends_the_program(olmo3: Run, interrupted: Callable[[int], None]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    interrupted(2)
+    done = olmo3("generate", SUM, "--temperature", 0)
+    assert (done.code, done.err) == (130, "olmo3 generate: interrupted\n")
+    assert "17 + 25 = 42".startswith(done.out)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_long_prompt_can_be_interrupted(long_checkpoint: Path) -> None:
+    screen, terminal = pty.openpty()  # progress is shown on terminals only
+    termios.tcsetwinsize(terminal, (24, 80))
+    process = start("generate", "-", "--raw", "--model", long_checkpoint, stderr=terminal)
+    os.close(terminal)
+    assert process.stdin is not None
+    process.stdin.write(b"word " * 40_000)
+    process.stdin.close()
+    process.stdin = None
+    seen = read_until(screen, rb"reading:")
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert time.monotonic() - begin < 10
+    with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+        while piece := os.read(screen, 65536):
+            seen += piece
+    os.close(screen)
+    assert (done.code, done.out) == (130, "")
+    assert seen.rstrip().endswith(b"olmo3 generate: interrupted")
+    assert b"Traceback" not in seen
+
+
+def test_an_interrupted_chat_goes_on_and_remembers_what_was_said(long_checkpoint: Path) -> None:
+    process = start("chat", "--temperature", 0, "--model", long_checkpoint)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for turn in (1, 2):
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        read_until(process.stdout.fileno(), rb".")
+        process.send_signal(signal.SIGINT)
+        process.stdin.write(b"/stats\n")
+        process.stdin.flush()
+        stats = read_until(process.stdout.fileno(), rb"conversation: .*GB\n")
+        found = re.search(rb"conversation: (\d+) messages, (\d+) of 100000 tokens", stats)
+        assert found
+        assert int(found[1]) == 2 * turn
+        assert int(found[2]) > 0
+    done = finish(process, b"/exit\n")
+    assert done.code == 0
+    assert "Traceback" not in done.err
+    assert done.err.count("(stopped)\n") == 2
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave_the_chat() -> None:
+    process = start("chat", "--temperature", 0)
+    assert process.stderr is not None
+    read_until(process.stderr.fileno(), rb"to leave\n")
+    time.sleep(0.3)  # until it waits for input
+    process.send_signal(signal.SIGINT)
+    assert b"/exit leaves" in read_until(process.stderr.fileno(), rb"leaves\)\n")
+    done = finish(process, f"{SUM}\n".encode())
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+
+
+def test_an_interrupted_conversion_says_so(
+    olmo3: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "convert", interrupted)
+    done = olmo3("convert", tiny_checkpoint, tiny_checkpoint.with_name("dest"))
+    assert done == (130, "", "olmo3 convert: interrupted\n")
+
+
+# chat
+
+
+CHAT_HELP = """\
+/reset          forget the conversation
+/system [TEXT]  show the system message, or start anew with this one
+/stats          how the last answer went, and what the conversation holds
+/help           this
+/exit           leave (Ctrl-D too); Ctrl-C ends an answer
+"""
+GREETING = "demo: type a message, /help for commands, Ctrl-D to leave\n"
+
+
+def chat(olmo3: Run, *lines: str, options: Sequence[object] = ()) -> Done:
+    return olmo3("chat", "--temperature", 0, *options, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_a_chat_remembers_what_was_said(olmo3: Run) -> None:
+    done = chat(olmo3, "My name is Ada.", "What is my name?")
+    assert done == (0, "Nice to meet you, Ada.\nYour name is Ada.\n", GREETING)
+
+
+def test_a_chat_ends_with_its_input_or_with_exit(olmo3: Run) -> None:
+    assert chat(olmo3) == (0, "", GREETING)
+    assert chat(olmo3, "/exit", SUM) == (0, "", GREETING)
+    assert olmo3("chat", "--temperature", 0, stdin=SUM) == (0, "17 + 25 = 42\n", GREETING)
+
+
+def test_empty_lines_are_passed_over(olmo3: Run) -> None:
+    assert chat(olmo3, "", "   ", SUM, "") == (0, "17 + 25 = 42\n", GREETING)
+
+
+def test_help_lists_the_commands(olmo3: Run) -> None:
+    assert chat(olmo3, "/help") == (0, CHAT_HELP, GREETING)
+
+
+def test_an_unknown_command_is_not_sent(olmo3: Run) -> None:
+    done = chat(olmo3, "/sytsem Be terse.")
+    assert done == (0, "", GREETING + "unknown command /sytsem: /help lists them\n")
+
+
+def test_stats_tell_of_the_last_answer_and_of_the_conversation(olmo3: Run) -> None:
+    done = chat(olmo3, "/stats", SUM, "/stats", "/reset", "/stats")
+    before, answer, last, after, reset = done.out.splitlines()
+    assert before == "conversation: 0 messages, 0 of 4096 tokens, caches: 0.000 GB"
+    assert answer == "17 + 25 = 42"
+    assert_statistics(last, prompt=57, generated=11, reason="stop")
+    assert re.fullmatch(r"conversation: 2 messages, 67 of 4096 tokens, caches: 0\.0\d\d GB", after)
+    assert reset == before
+    assert done.err == GREETING + "(a new conversation)\n"
+
+
+def test_only_what_is_new_is_run_on_the_next_turn(olmo3: Run) -> None:
+    done = chat(olmo3, SUM, SUM, "/stats")
+    found = re.search(r"prompt: (\d+) tokens", done.out)
+    assert found
+    assert int(found[1]) < 25  # the first turn took 57
+
+
+def test_reset_forgets_the_conversation(olmo3: Run) -> None:
+    done = chat(olmo3, "My name is Ada.", "/reset", SUM, "/stats")
+    assert done.out.startswith("Nice to meet you, Ada.\n17 + 25 = 42\nprompt: 57 tokens")
+    assert "conversation: 2 messages, 67 of 4096" in done.out
+
+
+def test_the_system_message_can_be_shown_and_replaced(olmo3: Run) -> None:
+    done = chat(olmo3, "/system", "/system Be terse.", "/system", "/stats", "/reset", "/system")
+    assert done.out == (
+        "(the template's own)\nBe terse.\n"
+        "conversation: 1 messages, 0 of 4096 tokens, caches: 0.000 GB\nBe terse.\n"
+    )
+    assert done.err == GREETING + 2 * "(a new conversation)\n"
+    assert chat(olmo3, "/system", options=["--system", "Be kind."]).out == "Be kind.\n"
+
+
+def test_a_message_that_is_too_long_does_not_end_the_chat(olmo3: Run) -> None:
+    done = chat(olmo3, "word " * 5000, SUM)
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+    assert re.fullmatch(
+        re.escape(GREETING) + r"error: the prompt has \d+ tokens, the model's context is 4096: .*\n", done.err
+    )
+
+
+def test_a_chat_takes_the_sampling_options(olmo3: Run) -> None:
+    assert chat(olmo3, SUM, options=["--stop", " 42"]).out == "17 + 25 =\n"
+
+
+# help and version
+
+
+def test_the_version_is_the_packages(olmo3: Run) -> None:
+    assert olmo3("--version") == (0, f"olmo3 {olmo3_mlx.__version__}\n", "")
+    assert metadata.version("olmo3-mlx") == olmo3_mlx.__version__
+
+
+SAMPLING = [
+    "--model", "--revision", "--system", "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p",
+    "--repetition-penalty", "--seed", "--stop",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("generate", ["PROMPT", *SAMPLING, "--raw", "--json"]),
+        ("chat", [*SAMPLING, "/reset", "/system", "/stats", "/help", "/exit"]),
+        ("convert", ["SOURCE", "DEST", "--bits", "--group-size", "--dtype", "--revision"]),
+        ("inspect", ["--model", "--revision", "--json", "7b", "32b"]),
+    ],
+)
+def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> None:
+    done = olmo3(verb, "--help")
+    assert (done.code, done.err) == (0, "")
+    explained = done.out.partition("\n\n")[2]  # what follows the usage
+    for word in words:
+        assert re.search(rf"^ *{re.escape(word)}\b|\W{re.escape(word)}\b", explained, re.MULTILINE), word
+
+
+def test_help_names_every_verb(olmo3: Run) -> None:
+    done = olmo3("--help")
+    assert done.code == 0
+    for verb in ("generate", "chat", "convert", "inspect"):
+        assert re.search(rf"^    {verb}  +\w", done.out, re.MULTILINE)
+
+
+def test_convert_is_a_module_too(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "convert"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--group-size" in shown.stdout
+    dest = tiny_checkpoint.with_name("dest")
+    done = subprocess.run(
+        [*command, str(tiny_checkpoint), str(dest), "--bits", "8", "--group-size", "32"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{dest}: ")
+    assert (dest / "model.safetensors").is_file()
+
+
+# inspect
+
+
+GIB = 2**30
+
+
+def lines_of(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_inspect_shows_the_published_7b(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olmo3_mlx.cli.inspect.machine_bytes", lambda: 16 * GIB)
+    done = olmo3("inspect", "--model", "7b")
+    assert (done.code, done.err) == (0, "")
+    lines = lines_of(done.out)
+    assert done.out.splitlines()[0] == "7b: Olmo 3, 7.30 B parameters, context 65,536 tokens"
+    for part in (
+        "embed_tokens 100,278 × 4,096 410.74 M 5.6%",
+        "╭─ 32 blocks: (3 sliding + 1 full) × 8",
+        "│ │ self_attn multi-head: 32 query heads, 32 key-value heads of 128 2.15 B 29.4%",
+        "│ │ │ q_norm, k_norm: RMSNorm over all 4,096 and all 4,096, before the split into heads",
+        "│ │ │ sliding_attention: sees 4,096 tokens, plain RoPE θ 500,000",
+        "│ │ │ full_attention: sees all tokens, YaRN × 8 from 8,192 θ 500,000, attention factor 1.2079",
+        "│ │ RMSNorm post_attention_layernorm",
+        "│ │ mlp SwiGLU 4,096 → 11,008 → 4,096 4.33 B 59.3%",
+        "│ │ RMSNorm post_feedforward_layernorm",
+        "lm_head 4,096 → 100,278 410.74 M 5.6%",
+        "weights alone 13.59 7.22 3.82",
+        "with 4,096 tokens 2.00 15.59 9.22 5.82",
+        "with 16,384 tokens 3.78 17.37* 11.00 7.60",
+        "with 65,536 tokens 9.78 23.37* 17.00* 13.60",
+        "This machine has 16.0 GiB for it: bf16 up to 4,096 tokens; 8-bit up to 16,384 tokens; "
+        "4-bit up to 65,536 tokens.",
+    ):
+        assert part.split() in lines, part
+
+
+def test_inspect_shows_the_published_32b(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olmo3_mlx.cli.inspect.machine_bytes", lambda: 32 * GIB)
+    done = olmo3("inspect", "--model", "32B")
+    assert done.code == 0
+    lines = lines_of(done.out)
+    assert done.out.startswith("32B: Olmo 3, 32.23 B parameters, context 65,536 tokens\n")
+    for part in (
+        "╭─ 64 blocks: (3 sliding + 1 full) × 16",
+        "│ │ self_attn grouped-query: 40 query heads, 8 key-value heads of 128 4.03 B 12.5%",
+        "│ │ │ q_norm, k_norm: RMSNorm over all 5,120 and all 1,024, before the split into heads",
+        "with 4,096 tokens 1.00 61.04* 32.90* 17.89",
+        "with 65,536 tokens 4.89 64.93* 36.79* 21.78",
+        "This machine has 32.0 GiB for it: bf16 does not fit (*); 8-bit does not fit (*); "
+        "4-bit up to 65,536 tokens.",
+    ):
+        assert part.split() in lines, part
+
+
+def test_the_columns_of_the_memory_table_stand_apart(olmo3: Run) -> None:
+    out = olmo3("inspect", "--model", "7b").out
+    (head,) = [line for line in out.splitlines() if line.startswith("memory in")]
+    assert re.split(r"\s+(?=caches|bf16|8-bit|4-bit)", head.rstrip()) == [
+        "memory in GiB", "caches", "bf16 weights", "8-bit weights", "4-bit weights",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "matrices"),
+    [("7b", 7_298_011_136, 7_297_482_752), ("32b", 32_233_522_176, 32_232_468_480)],
+)
+def test_inspect_gives_json(olmo3: Run, name: str, parameters: int, matrices: int) -> None:
+    found = facts(olmo3("inspect", "--model", name, "--json"))
+    assert found["model"] == name
+    assert list(found["parameters"]) == ["embedding", "attention", "feed-forward", "norms", "head"]
+    assert sum(found["parameters"].values()) == parameters
+    norms = parameters - matrices
+    assert found["parameters"]["norms"] == norms
+    assert found["weight_bytes"] == {
+        "bf16": 2 * parameters,
+        "8-bit": matrices * 17 // 16 + 2 * norms,
+        "4-bit": matrices * 9 // 16 + 2 * norms,
+    }
+    assert list(found["cache_bytes"]) == ["4096", "16384", "65536"]
+    assert found["rope"]["full_attention"]["factor"] == 8.0
+    assert found["rope"]["sliding_attention"]["rope_type"] == "default"
+    assert found["layer_types"].count("full_attention") * 4 == found["num_hidden_layers"]
+    assert found["machine_bytes"] > 2**28
+
+
+def test_inspect_needs_only_a_config(olmo3: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    done = olmo3("inspect", "--model", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{tmp_path}: Olmo 3, ")
+    lines = lines_of(done.out)
+    for part in (
+        "╭─ 4 blocks: (3 sliding + 1 full) × 1",
+        "│ │ │ sliding_attention: sees 8 tokens, plain RoPE θ 10,000",
+    ):
+        assert part.split() in lines, part
+    assert [line for line in lines if line[:3] == ["with", "256", "tokens"]]  # all that it has
+    assert facts(olmo3("inspect", "--model", tmp_path, "--json"))["hidden_size"] == 64
+
+
+def test_inspect_draws_other_architectures_as_they_are(olmo3: Run, tmp_path: Path) -> None:
+    full = {
+        **TINY,
+        "layer_types": ["full_attention"] * 4,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(full))
+    out = olmo3("inspect", "--model", tmp_path).out
+    assert "4 blocks: 0 sliding, 4 full" in out
+    assert "embed_tokens again (tied)" in out
+    assert "sliding_attention" not in out
+
+
+def test_inspect_tells_how_the_demo_is_quantized(olmo3: Run) -> None:
+    out = olmo3("inspect").out
+    assert out.startswith(
+        "demo: Olmo 3, 10.63 M parameters, context 4,096 tokens\n"
+        "weights as they are: 4-bit affine, group size 64\n"
+    )
+    assert "memory in MiB" in out
+
+
+def test_a_folder_named_like_a_size_is_the_folder(
+    olmo3: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("7b").mkdir()
+    Path("7b", "config.json").write_text(json.dumps(TINY))
+    assert facts(olmo3("inspect", "--model", "7b", "--json"))["hidden_size"] == 64
+
+
+# convert
+
+
+def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest", "--group-size", 32)
+    assert (done.code, done.err) == (0, "")
+    sizes = r"\d\.\d{3} bits per weight, 0\.001 GB \(was 0\.005 GB\), \d+\.\d s\n"
+    assert re.fullmatch(re.escape(f"{tmp_path / 'dest'}: ") + sizes, done.out)
+    answer = facts(olmo3("generate", "Hello", "--json", "--max-tokens", 1, "--model", tmp_path / "dest"))
+    assert answer["generation_tokens"] == 1
+
+
+def test_convert_names_the_layers_that_it_left_out(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    assert done.code == 0
+    downs = ", ".join(f"model.layers.{i}.mlp.down_proj" for i in range(4))
+    assert done.err == f"not quantized, as 64 does not divide their inputs: {downs}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (4, None)),
+        (["--bits", "8"], (8, None)),
+        (["--dtype", "float16"], (None, "float16")),
+        (["--bits", "4", "--dtype", "bfloat16"], (4, "bfloat16")),
+    ],
+    ids=["four bits unless told", "eight", "only cast", "both"],
+)
+def test_convert_takes_bits_and_dtype(
+    olmo3: Run,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    options: list[str],
+    expected: tuple[int | None, str | None],
+) -> None:
+    dest = tmp_path / "dest"
+    assert olmo3("convert", tiny_checkpoint, dest, "--group-size", 32, *options).code == 0
+    config = json.loads((dest / "config.json").read_text())
+    assert (config.get("quantization", {}).get("bits"), config.get("dtype")) == expected
+    tensors = mx.load(str(dest / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    assert tensors["model.norm.weight"].dtype == getattr(mx, expected[1] or "float32")
+
+
+# what bad input gets
+
+
+def assert_one_line(err: str, verb: str) -> None:
+    assert err.startswith(f"olmo3 {verb}: error: "), err
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1, err
+    assert "Traceback" not in err
+
+
+def change_config(**changes: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def change_tensors(change: Callable[[dict[str, mx.array]], Any]) -> Callable[[Path], Any]:
+    def rewrite(folder: Path) -> None:
+        tensors = mx.load(str(folder / "model.safetensors"))
+        assert isinstance(tensors, dict)
+        mx.eval(tensors)
+        change(tensors)
+        mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+
+    return rewrite
+
+
+def cut_weights(keep: Callable[[int], int]) -> Callable[[Path], Any]:
+    """Cut the weights' file short; `keep` gets its size and says how much stays."""
+
+    def cut(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[: keep(len(data))])
+
+    return cut
+
+
+def remove(*names: str) -> Callable[[Path], Any]:
+    def gone(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return gone
+
+
+def template(text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
+def as_it_is(folder: Path) -> None:
+    """A checkpoint with nothing wrong."""
+
+
+def quantize(folder: Path) -> None:
+    shutil.move(folder, folder.with_name("plain"))
+    convert.convert(folder.with_name("plain"), folder, group_size=32)
+
+
+def swap(key: str, value: Any) -> Callable[[dict[str, mx.array]], Any]:
+    return lambda tensors: tensors.update({key: value})
+
+
+NORM = "model.norm.weight"
+NO_TEMPLATE = remove("chat_template.jinja")
+YARN = TINY["rope_scaling"]
+GENERATE = ["generate", "Hello", "--max-tokens", "1"]
+TOO_LONG = ["generate", "word " * 300, "--raw"]
+CHAT = ["chat"]
+INSPECT = ["inspect"]
+CONVERT = ["convert", "SOURCE", "DEST", "--group-size", "32"]
+
+# What is done to a checkpoint, the command given it, and what the error says.
+BAD: dict[str, tuple[Callable[[Path], Any], list[str], tuple[str, ...]]] = {
+    "no config.json": (remove("config.json"), GENERATE, ("config.json",)),
+    "no config.json, inspect": (remove("config.json"), INSPECT, ("config.json",)),
+    "no config.json, convert": (remove("config.json"), CONVERT, ("config.json",)),
+    "another architecture": (change_config(model_type="llama"), GENERATE, ("model_type", "olmo3", "llama")),
+    "another architecture, inspect": (change_config(model_type="llama"), INSPECT, ("model_type", "llama")),
+    "weights cut in the header": (cut_weights(lambda size: 100), GENERATE, ("model.safetensors",)),
+    "weights cut in the body": (cut_weights(lambda size: size // 2), GENERATE, ("model.safetensors",)),
+    "weights cut, convert": (cut_weights(lambda size: size - 1), CONVERT, ("model.safetensors",)),
+    "a missing tensor": (change_tensors(lambda t: t.pop(NORM)), GENERATE, ("lacks", NORM)),
+    "an extra tensor": (change_tensors(swap("lm_head.bias", mx.zeros(8192))), GENERATE, ("lm_head.bias",)),
+    "a misshapen tensor": (change_tensors(swap(NORM, mx.ones(65))), CHAT, (NORM, "[64]", "[65]")),
+    "NaN": (change_tensors(swap(NORM, mx.full(64, math.nan))), GENERATE, (NORM, "NaN")),
+    "NaN, convert": (change_tensors(swap(NORM, mx.full(64, math.nan))), CONVERT, (NORM, "NaN")),
+    "infinite weights, convert": (change_tensors(swap(NORM, mx.full(64, math.inf))), CONVERT, (NORM,)),
+    "an unknown RoPE type": (
+        change_config(rope_scaling={**YARN, "rope_type": "ntk"}), GENERATE, ("rope_type", "yarn", "ntk"),
+    ),
+    "an unknown RoPE type, inspect": (
+        change_config(rope_scaling={**YARN, "rope_type": "ntk"}), INSPECT, ("rope_type", "ntk"),
+    ),
+    "an unknown layer type": (
+        change_config(layer_types=["full_attention"] * 3 + ["linear_attention"]),
+        GENERATE,
+        ("layer_types[3]", "linear_attention"),
+    ),
+    "heads that do not divide": (
+        change_config(num_attention_heads=5, num_key_value_heads=5), INSPECT, ("num_attention_heads", "64"),
+    ),
+    "a group size that divides no layer": (
+        as_it_is, ["convert", "SOURCE", "DEST", "--group-size", "128"], ("group size 128", "64, 96"),
+    ),
+    "quantizing again": (quantize, CONVERT, ("quantized already", "original")),
+    "no tokenizer": (remove("tokenizer.json"), GENERATE, ("tokenizer.json",)),
+    "no chat template": (NO_TEMPLATE, GENERATE, ("chat template", "--raw")),
+    "no chat template, chat": (NO_TEMPLATE, CHAT, ("chat template",)),
+    "a token outside the vocabulary": (
+        lambda folder: save_checkpoint(folder, TINY, random_model(TINY).tensors()),
+        ["generate", "Hello there", "--raw"],
+        ("token id", "vocabulary of 128"),
+    ),
+    "an empty prompt": (as_it_is, ["generate", ""], ("prompt is empty",)),
+    "a prompt of spaces": (as_it_is, ["generate", " \n"], ("prompt is empty",)),
+    "an empty raw prompt": (as_it_is, ["generate", "", "--raw"], ("prompt is empty",)),
+    "empty standard input": (as_it_is, ["generate", "-"], ("prompt is empty",)),
+    "a prompt longer than the context": (as_it_is, TOO_LONG, ("tokens", "context is 256")),
+    "a prompt that is no Unicode": (as_it_is, ["generate", "\udcff"], ("Unicode",)),
+    "a template that reaches for Python": (
+        template("{{ ().__class__.__base__.__subclasses__() }}"), GENERATE, ("chat template", "unsafe"),
+    ),
+    "a template that refuses": (
+        template("{{ raise_exception('only\nhaiku') }}"), GENERATE, ("chat template", "only haiku"),
+    ),
+    "a template that is none": (template("{% if %}"), GENERATE, ("chat template",)),
+    "a template that never ends": (
+        template("{% for i in range(10 ** 10) %}x{% endfor %}"), GENERATE, ("chat template",),
+    ),
+    "a revision of a folder": (as_it_is, [*GENERATE, "--revision", "step1"], ("step1", "folder")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "arguments", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input_gets_one_line_and_exit_code_1(
+    olmo3: Run,
+    tiny_checkpoint: Path,
+    damage: Callable[[Path], Any],
+    arguments: list[str],
+    words: tuple[str, ...],
+) -> None:
+    damage(tiny_checkpoint)
+    dest = tiny_checkpoint.with_name("dest")
+    places = {"SOURCE": str(tiny_checkpoint), "DEST": str(dest)}
+    given = [places.get(argument, argument) for argument in arguments]
+    if arguments[0] != "convert":
+        given += ["--model", str(tiny_checkpoint)]
+    done = olmo3(*given)
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, arguments[0])
+    for word in words:
+        assert word in done.err
+    assert {path.name for path in dest.parent.iterdir()} <= {"tiny", "plain"}
+
+
+BAD_NAMES: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "no such folder": (["generate", "hi", "--model", "no/such/folder"], ("no/such/folder", "hub id")),
+    "a size for a model": (["generate", "hi", "--model", "7b"], ("7b", "hub id")),
+    "a file for a folder": (["inspect", "--model", __file__], ("is a file",)),
+    "a revision of the demo": (["generate", "hi", "--max-tokens", "1", "--revision", "x"], ("demo",)),
+    "a source that is not there": (["convert", "no/such/folder", "DEST"], ("no/such/folder",)),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_NAMES.values(), ids=BAD_NAMES.keys())
+def test_a_model_that_is_not_there_gets_one_line_and_exit_code_1(
+    olmo3: Run, tmp_path: Path, arguments: list[str], words: tuple[str, ...]
+) -> None:
+    done = olmo3(*(str(tmp_path / "dest") if a == "DEST" else a for a in arguments))
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, arguments[0])
+    for word in words:
+        assert word in done.err
+
+
+BAD_OPTIONS: dict[str, list[str]] = {
+    "max_tokens": ["--max-tokens", "0"],
+    "max_tokens, negative": ["--max-tokens", "-5"],
+    "temperature": ["--temperature", "-1"],
+    "temperature, absurd": ["--temperature", "1e9"],
+    "temperature, not a number": ["--temperature", "nan"],
+    "temperature, infinite": ["--temperature", "inf"],
+    "top_p": ["--top-p", "0"],
+    "top_p, above 1": ["--top-p", "1.5"],
+    "top_k": ["--top-k", "-1"],
+    "min_p": ["--min-p", "-0.1"],
+    "min_p, above 1": ["--min-p", "2"],
+    "repetition_penalty": ["--repetition-penalty", "0"],
+    "repetition_penalty, not a number": ["--repetition-penalty", "nan"],
+    "seed": ["--seed", "-1"],
+    "seed, too large": ["--seed", str(2**64)],
+    "stop": ["--stop", ""],
+}
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_an_absurd_option_gets_one_line_and_exit_code_2_before_any_work(
+    olmo3: Run, verb: str, option: str
+) -> None:
+    done = olmo3(verb, *BAD_OPTIONS[option], "--model", "no/such/folder", stdin="hello\n")
+    assert (done.code, done.out) == (2, "")
+    assert_one_line(done.err, verb)
+    assert option.partition(",")[0] in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "hi", "--max-tokens", "many"], "--max-tokens"),
+        (["generate", "hi", "--temperature", "warm"], "--temperature"),
+        (["generate", "hi", "there"], "there"),
+        (["generate", "hi", "--tempreature", "1"], "--tempreature"),
+        (["convert", "source"], "DEST"),
+        (["convert", "source", "dest", "--bits", "5"], "--bits"),
+        (["convert", "source", "dest", "--group-size", "48"], "--group-size"),
+        (["convert", "source", "dest", "--dtype", "int8"], "--dtype"),
+        (["inspect", "7b"], "7b"),
+        (["dance"], "dance"),
+        ([], "VERB"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_gets_the_usage_and_exit_code_2(olmo3: Run, arguments: list[str], words: str) -> None:
+    done = olmo3(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("usage: olmo3")
+    assert words in done.err.splitlines()[-1]
+
+
+def test_a_raw_prompt_takes_no_system_message(olmo3: Run) -> None:
+    done = olmo3("generate", "hi", "--raw", "--system", "Be terse.")
+    assert (done.code, done.out) == (2, "")
+    assert_one_line(done.err, "generate")
+
+
+def test_a_published_size_has_no_revision(olmo3: Run) -> None:
+    done = olmo3("inspect", "--model", "7b", "--revision", "main")
+    assert (done.code, done.out) == (2, "")
+    assert_one_line(done.err, "inspect")
+
+
+def test_no_prompt_on_a_terminal_is_wrong_usage(
+    olmo3: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen, terminal = pty.openpty()
+    with os.fdopen(terminal) as keyboard:
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        assert main(["generate"]) == 2
+    os.close(screen)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert_one_line(captured.err, "generate")
+    assert "PROMPT" in captured.err
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_standard_input_that_is_no_text_gets_one_line(olmo3: Run, verb: str) -> None:
+    done = olmo3(verb, stdin=b"caf\xe9\n")
+    assert (done.code, done.out) == (1, "")
+    error = done.err.removeprefix(GREETING)
+    assert_one_line(error, verb)
+    assert "UTF-8" in error
+
+
+def test_an_existing_destination_is_refused(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "dest").mkdir()
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, "convert")
+    assert "exists already" in done.err
+    assert list((tmp_path / "dest").iterdir()) == []
+
+
+def test_a_destination_that_cannot_be_written_is_refused(olmo3: Run, tiny_checkpoint: Path) -> None:
+    done = olmo3("convert", tiny_checkpoint, tiny_checkpoint / "config.json" / "dest")
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, "convert")
+    assert "cannot write to" in done.err
+
+
+def test_a_full_disk_is_refused(
+    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Usage = namedtuple("Usage", ["total", "used", "free"])  # as shutil.disk_usage gives it
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 0))
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, "convert")
+    assert "make room" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+# the hub
+
+
+class NothingHere(BaseHTTPRequestHandler):
+    """A hub that knows one model, with one branch, and nothing else."""
+
+    def do_GET(self) -> None:
+        known = "/allenai/Olmo-3-known" in self.path
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment in which that hub is the only one, and nothing has been downloaded."""
+    server = HTTPServer(("127.0.0.1", 0), NothingHere)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield {
+        **{key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")},
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "words"),
+    [
+        (["--model", "allenai/Olmo-4"], {}, ("allenai/Olmo-4", "the hub knows no such model")),
+        (
+            ["--model", "allenai/Olmo-3-known", "--revision", "stage9"],
+            {},
+            ("allenai/Olmo-3-known", "no revision 'stage9'"),
+        ),
+        (["--model", "allenai/Olmo-3-known"], {"HF_ENDPOINT": "http://127.0.0.1:9"}, ("network",)),
+        (["--model", "allenai/Olmo-3-known"], {"HF_HUB_OFFLINE": "1"}, ("not downloaded yet",)),
+    ],
+    ids=["unknown id", "unknown revision", "no network", "offline"],
+)
+def test_what_the_hub_does_not_give_gets_one_line(
+    hub: dict[str, str], arguments: list[str], changes: dict[str, str], words: tuple[str, ...]
+) -> None:
+    done = finish(start("inspect", *arguments, env={**hub, **changes}))
+    assert (done.code, done.out) == (1, "")
+    assert_one_line(done.err, "inspect")
+    for word in words:
+        assert word in done.err

@@ -1,0 +1,679 @@
+"""Converting: the result is the same model in fewer bits, mlx-lm agrees with it, and whatever happens
+its name only ever stands for a complete checkpoint.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+import convert.write
+from convert import Report
+from convert import convert as to_mlx
+from olmo3_mlx import Olmo3, load
+from olmo3_mlx.errors import CheckpointError, ConfigError, ConvertError, OptionError
+from olmo3_mlx.generation import decode, prefill
+
+Tensors = dict[str, mx.array]
+Damage = Callable[[Tensors], Any]
+
+# TINY with inputs that 64 divides, and a vocabulary for the demo's tokenizer, which mlx-lm loads too.
+EVEN: dict[str, Any] = {
+    **TINY,
+    "vocab_size": 8192,
+    "intermediate_size": 128,
+    "eos_token_id": [8190, 8188],
+    "dtype": "bfloat16",
+}
+EVEN_WEIGHTS = 2 * 8192 * 64 + 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)  # in matrices
+EVEN_NORMS = 4 * (3 * 64 + 32) + 64
+IDS = [(7 * i * i + 3 * i) % 8192 for i in range(40)]
+TOKENS = mx.array([IDS])
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """So that results can be compared bit for bit and in float32."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.fixture(scope="module")
+def even() -> Tensors:
+    """The tensors of EVEN, in bfloat16 as checkpoints come."""
+    return {name: array.astype(mx.bfloat16) for name, array in random_model(EVEN).tensors().items()}
+
+
+@pytest.fixture
+def source(tmp_path: Path, even: Tensors) -> Path:
+    """EVEN as a checkpoint's folder, alone in its parent."""
+    return save_checkpoint(tmp_path / "from" / "source", EVEN, even)
+
+
+@pytest.fixture
+def dest(tmp_path: Path) -> Path:
+    """A destination, with nothing beside it."""
+    (tmp_path / "to").mkdir()
+    return tmp_path / "to" / "dest"
+
+
+def stored(folder: Path) -> Tensors:
+    """All tensors in a folder's safetensors files."""
+    tensors: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found = mx.load(str(file))
+        assert isinstance(found, dict)
+        assert not tensors.keys() & found.keys()
+        tensors |= found
+    return tensors
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text())
+    assert isinstance(config, dict)
+    return config
+
+
+def assert_same_tensors(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        assert mx.array_equal(found[name], array).item(), name
+
+
+def largest_difference(found: mx.array, expected: mx.array) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((mx.abs(found - expected).max() / mx.abs(expected).max()).item())  # type: ignore[arg-type]
+
+
+def in_float32(folder: Path) -> Olmo3:
+    return load(folder, dtype="float32")[0]
+
+
+# what comes out
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_matrices_are_quantized_and_norms_stay(
+    source: Path, dest: Path, even: Tensors, bits: int, group_size: int
+) -> None:
+    report = to_mlx(source, dest, bits=bits, group_size=group_size)
+    expected: Tensors = {}
+    for name, array in even.items():
+        if "norm" in name:
+            expected[name] = array
+            continue
+        path = name.removesuffix(".weight")
+        parts = mx.quantize(array, group_size=group_size, bits=bits)
+        expected |= dict(zip((name, f"{path}.scales", f"{path}.biases"), parts, strict=True))
+    assert_same_tensors(stored(dest), expected)
+    block = {"group_size": group_size, "bits": bits, "mode": "affine"}
+    assert config_of(dest) == {**EVEN, "quantization": block, "quantization_config": block}
+    assert report.left_out == ()
+
+
+@pytest.mark.parametrize(("bits", "group_size", "per_weight"), [(4, 64, 4.5), (8, 64, 8.5), (4, 32, 5.0)])
+def test_the_report_counts_what_the_files_hold(
+    source: Path, dest: Path, bits: int, group_size: int, per_weight: float
+) -> None:
+    report = to_mlx(source, dest, bits=bits, group_size=group_size)
+    assert report.parameters == EVEN_WEIGHTS + EVEN_NORMS
+    assert report.source_bytes == sum(array.nbytes for array in stored(source).values())
+    assert report.source_bytes == 2 * report.parameters
+    assert report.bytes == sum(array.nbytes for array in stored(dest).values())
+    whole = (EVEN_WEIGHTS * per_weight + EVEN_NORMS * 16) / (EVEN_WEIGHTS + EVEN_NORMS)
+    assert report.bits_per_weight == pytest.approx(whole, rel=1e-12)
+    assert report.seconds > 0
+    assert json.loads((dest / "model.safetensors.index.json").read_text())["metadata"] == {
+        "total_size": report.bytes,
+        "total_parameters": report.parameters,
+    }
+
+
+def test_a_dtype_alone_only_casts(source: Path, dest: Path, even: Tensors) -> None:
+    report = to_mlx(source, dest, bits=None, dtype="float32")
+    assert_same_tensors(stored(dest), {name: array.astype(mx.float32) for name, array in even.items()})
+    assert config_of(dest) == {**EVEN, "dtype": "float32"}
+    assert report.bits_per_weight == 32
+    assert largest_difference(in_float32(dest)(TOKENS), in_float32(source)(TOKENS)) == 0
+
+
+def test_a_dtype_with_bits_casts_norms_and_scales(source: Path, dest: Path, even: Tensors) -> None:
+    to_mlx(source, dest, bits=4, dtype="float16")
+    tensors = stored(dest)
+    assert {array.dtype for array in tensors.values()} == {mx.uint32, mx.float16}
+    assert config_of(dest)["dtype"] == "float16"
+    weight = even["lm_head.weight"].astype(mx.float16)
+    parts = [tensors[f"lm_head.{part}"] for part in ("weight", "scales", "biases")]
+    for found, expected in zip(parts, mx.quantize(weight, group_size=64, bits=4), strict=True):
+        assert mx.array_equal(found, expected).item()
+
+
+def test_the_older_name_of_the_dtype_does_not_stay_beside_the_newer(
+    tmp_path: Path, dest: Path, even: Tensors
+) -> None:
+    older = {key: value for key, value in EVEN.items() if key != "dtype"} | {"torch_dtype": "bfloat16"}
+    to_mlx(save_checkpoint(tmp_path / "source", older, even), dest, bits=None, dtype="float16")
+    assert "torch_dtype" not in config_of(dest)
+    assert config_of(dest)["dtype"] == "float16"
+
+
+def test_neither_bits_nor_dtype_copies_the_tensors(source: Path, dest: Path, even: Tensors) -> None:
+    to_mlx(source, dest, bits=None)
+    assert_same_tensors(stored(dest), even)
+    assert config_of(dest) == EVEN
+
+
+def test_the_small_files_come_along_and_nothing_else(source: Path, dest: Path) -> None:
+    (source / "generation_config.json").write_text('{"temperature": 0.6}')
+    (source / "special_tokens_map.json").write_text("{}")
+    (source / "README.md").write_text("A card for the original.")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    to_mlx(source, dest)
+    copied = (
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "generation_config.json", "special_tokens_map.json",
+    )  # fmt: skip
+    for name in copied:
+        assert (dest / name).read_bytes() == (source / name).read_bytes(), name
+    written = {"config.json", "model.safetensors", "model.safetensors.index.json"}
+    assert {path.name for path in dest.iterdir()} == {*copied, *written}
+
+
+def test_the_source_stays_as_it_was(source: Path, dest: Path) -> None:
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    to_mlx(source, dest)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_progress_counts_the_bytes_of_the_result(source: Path, dest: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = to_mlx(source, dest, progress=lambda done, total: seen.append((done, total)))
+    done = [d for d, _ in seen]
+    assert done == sorted(set(done))
+    assert seen[-1] == (report.bytes, report.bytes)
+    assert {total for _, total in seen} == {report.bytes}
+
+
+def test_missing_parents_of_the_destination_are_made(source: Path, tmp_path: Path) -> None:
+    to_mlx(source, tmp_path / "a" / "b" / "dest")
+    assert in_float32(tmp_path / "a" / "b" / "dest")(TOKENS).shape == (1, 40, 8192)
+
+
+def test_the_destination_has_the_permissions_that_the_umask_leaves(source: Path, dest: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        to_mlx(source, dest)
+        assert os.umask(0o027) == 0o027  # and the conversion left it alone
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(dest.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in dest.iterdir()} == {0o640}
+
+
+# several files
+
+
+def test_a_large_result_is_written_in_shards_with_an_index(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dest.with_name("whole")
+    to_mlx(source, whole)
+    monkeypatch.setattr(convert.write, "SHARD_BYTES", 30_000)
+    report = to_mlx(source, dest)
+    files = sorted(path.name for path in dest.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3
+    assert files == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    index = json.loads((dest / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == report.bytes
+    holds = {name: mx.load(str(dest / name)) for name in files}
+    assert {name: file for file, tensors in holds.items() for name in tensors} == index["weight_map"]
+    for tensors in holds.values():
+        assert isinstance(tensors, dict)
+        layers = {name.rpartition(".")[0] for name in tensors}
+        assert len(layers) == 1 or sum(array.nbytes for array in tensors.values()) <= 30_000
+    assert_same_tensors(stored(dest), stored(whole))
+    assert largest_difference(in_float32(dest)(TOKENS), in_float32(whole)(TOKENS)) == 0
+
+
+def test_a_sharded_source_becomes_one_file(lab: Path, dest: Path) -> None:
+    report = to_mlx(lab, dest)
+    assert (lab / "model-00002-of-00002.safetensors").is_file()
+    assert [path.name for path in dest.glob("*.safetensors")] == ["model.safetensors"]
+    index = json.loads((dest / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {"model.safetensors"}
+    assert index["weight_map"].keys() == stored(dest).keys()
+    assert report.source_bytes == sum(array.nbytes for array in stored(lab).values())
+
+
+# quality
+
+
+def test_eight_bits_stay_near_the_original_and_nearer_than_four(lab: Path, tmp_path: Path) -> None:
+    original, tokenizer = load(lab, dtype="float32")
+    text = "Olmo 3 7B has 32 layers. Three of four attend over a sliding window of 4096 tokens."
+    tokens = mx.array([tokenizer.encode(text)])
+    expected = original(tokens)
+    differences = {}
+    for bits in (4, 8):
+        to_mlx(lab, tmp_path / str(bits), bits=bits)
+        differences[bits] = largest_difference(in_float32(tmp_path / str(bits))(tokens), expected)
+    assert differences[8] < 0.06
+    assert differences[4] < 0.6
+    assert differences[8] < differences[4] / 4
+
+
+# mlx-lm
+
+
+class InFloat32:
+    """An embedding, which in the floating-point modes gives bfloat16 whatever the model's dtype."""
+
+    def __init__(self, embedding: Any) -> None:
+        self.embedding = embedding
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        vectors: mx.array = self.embedding(tokens)
+        return vectors.astype(mx.float32)
+
+    def as_linear(self, hidden: mx.array) -> mx.array:
+        logits: mx.array = self.embedding.as_linear(hidden)
+        return logits
+
+
+def mlx_lm_model(folder: Path) -> Any:
+    """mlx-lm's own model of a folder, in float32."""
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    model.model.embed_tokens = InFloat32(model.model.embed_tokens)
+    return model
+
+
+def mlx_lm_convert(source: Path, dest: Path, **options: Any) -> None:
+    import mlx_lm
+
+    mlx_lm.convert(str(source), str(dest), quantize=True, **options)
+
+
+def greedy(model: Olmo3, prompt: list[int], count: int) -> list[int]:
+    caches = model.make_caches(rewind=1)
+    logits = prefill(model, prompt, caches)
+    return list(decode(model, logits, caches, lambda logits: mx.argmax(logits, axis=-1), count))
+
+
+def greedy_in_mlx_lm(model: Any, prompt: list[int], count: int) -> list[int]:
+    from mlx_lm.generate import generate_step
+
+    return [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
+
+
+def test_interop_mlx_lm_runs_the_result_with_the_same_ids(lab: Path, dest: Path) -> None:
+    bits, group_size = (8, 32) if lab.name.endswith("gqa") else (4, 64)
+    to_mlx(lab, dest, bits=bits, group_size=group_size)
+    ours, theirs = in_float32(dest), mlx_lm_model(dest)
+    prompt = IDS * 4  # 160 tokens, more than the window of 128
+    ids = greedy(ours, prompt, 30)
+    assert len(set(ids)) > 5
+    assert ids == greedy_in_mlx_lm(theirs, prompt, 30)
+
+
+@pytest.mark.parametrize("size", [{}, {"q_bits": 8, "q_group_size": 32}], ids=["4 bits", "8 bits"])
+def test_interop_mlx_lm_converts_to_the_same_bits(
+    source: Path, dest: Path, size: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = dest.with_name("theirs")
+    mlx_lm_convert(source, theirs, **size)
+    report = to_mlx(source, dest, bits=size.get("q_bits", 4), group_size=size.get("q_group_size", 64))
+    assert_same_tensors(stored(dest), stored(theirs))
+    assert config_of(dest)["quantization"] == config_of(theirs)["quantization"]
+    assert f"{report.bits_per_weight:.3f} bits per weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"q_bits": 8},
+        {"quant_predicate": "mixed_4_6"},
+        {"q_mode": "mxfp4"},
+        {"q_mode": "nvfp4"},
+        {"q_mode": "mxfp8"},
+    ],
+    ids=["8 bits", "mixed 4 and 6 bits", "mxfp4", "nvfp4", "mxfp8"],
+)
+def test_interop_what_mlx_lm_converts_is_loaded_here_with_the_same_logits(
+    source: Path, dest: Path, options: dict[str, Any]
+) -> None:
+    mlx_lm_convert(source, dest, **options)
+    theirs = mlx_lm_model(dest)(TOKENS)
+    assert largest_difference(in_float32(dest)(TOKENS), theirs) < 1e-4
+
+
+def test_interop_a_tied_model_is_converted_without_a_head(tmp_path: Path, dest: Path) -> None:
+    config = {**EVEN, "tie_word_embeddings": True}
+    to_mlx(save_checkpoint(tmp_path / "tied", config, random_model(config).tensors()), dest, bits=8)
+    names = stored(dest)
+    assert not [name for name in names if name.startswith("lm_head")]
+    assert "model.embed_tokens.scales" in names
+    assert largest_difference(in_float32(dest)(TOKENS), mlx_lm_model(dest)(TOKENS)) < 1e-4
+
+
+NEWER_ROPE: dict[str, dict[str, Any]] = {
+    "flat": {"rope_parameters": {**EVEN["rope_scaling"], "rope_theta": 10000.0}},
+    "flat, theta at the top": {"rope_theta": 10000.0, "rope_parameters": EVEN["rope_scaling"]},
+    "per layer type": {
+        "rope_parameters": {
+            "full_attention": {**EVEN["rope_scaling"], "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        }
+    },
+}
+
+
+def with_newer_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    older = ("rope_theta", "rope_scaling")
+    return {key: value for key, value in EVEN.items() if key not in older} | rope
+
+
+@pytest.mark.parametrize("rope", NEWER_ROPE.values(), ids=NEWER_ROPE.keys())
+def test_interop_a_newer_rope_block_comes_out_as_mlx_lm_reads_it(
+    tmp_path: Path, dest: Path, even: Tensors, rope: dict[str, Any]
+) -> None:
+    newer = save_checkpoint(tmp_path / "newer", with_newer_rope(rope), even)
+    to_mlx(newer, dest, bits=8)
+    config = config_of(dest)
+    assert "rope_parameters" not in config
+    assert config["rope_theta"] == 10000.0
+    assert config["rope_scaling"].items() >= EVEN["rope_scaling"].items()
+    ours, original = in_float32(dest), in_float32(newer)
+    assert ours.config.rope == original.config.rope
+    assert largest_difference(ours(TOKENS), mlx_lm_model(dest)(TOKENS)) < 1e-4
+
+
+def test_a_newer_rope_block_without_scaling_comes_out_without(
+    tmp_path: Path, dest: Path, even: Tensors
+) -> None:
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    to_mlx(save_checkpoint(tmp_path / "newer", with_newer_rope(plain), even), dest)
+    config = config_of(dest)
+    assert (config["rope_theta"], config["rope_scaling"]) == (10000.0, None)
+    assert "rope_parameters" not in config
+
+
+def test_a_rope_block_that_the_older_keys_cannot_say_is_kept(
+    tmp_path: Path, dest: Path, even: Tensors
+) -> None:
+    parameters = {
+        "full_attention": {**EVEN["rope_scaling"], "rope_theta": 10000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    }
+    newer = save_checkpoint(tmp_path / "newer", with_newer_rope({"rope_parameters": parameters}), even)
+    to_mlx(newer, dest)
+    assert config_of(dest)["rope_parameters"] == parameters
+    assert in_float32(dest).config.rope == in_float32(newer).config.rope
+
+
+# what is refused
+
+
+def beside(dest: Path) -> list[str]:
+    """What lies where the destination would, hidden files too."""
+    return sorted(os.listdir(dest.parent))  # noqa: PTH208  (names are what is compared)
+
+
+def test_a_group_size_that_divides_no_layer_is_refused(tmp_path: Path, dest: Path) -> None:
+    odd = {**TINY, "hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 4}
+    source = save_checkpoint(tmp_path / "odd", odd, random_model(odd).tensors())
+    with pytest.raises(ConvertError, match=r"group size 64 divides the inputs of no layer \(48, 96\)"):
+        to_mlx(source, dest, group_size=64)
+    assert beside(dest) == []
+
+
+def test_layers_that_the_group_size_does_not_divide_are_left_out_and_named(
+    tmp_path: Path, dest: Path, tiny: Olmo3
+) -> None:
+    source = save_checkpoint(tmp_path / "tiny", TINY, tiny.tensors())
+    report = to_mlx(source, dest, group_size=64)
+    downs = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(4))
+    assert report.left_out == downs
+    tensors = stored(dest)
+    assert all(tensors[f"{path}.weight"].dtype == mx.float32 for path in downs)
+    assert tensors["lm_head.weight"].dtype == mx.uint32
+    tokens = mx.array([[5, 3, 8, 1, 127, 0]])
+    assert in_float32(dest)(tokens).shape == (1, 6, 128)
+    theirs = mlx_lm_model(dest)(tokens)
+    assert largest_difference(in_float32(dest)(tokens), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bits", [4, None], ids=["quantized", "cast"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, dest: Path, even: Tensors, value: float, bits: int | None
+) -> None:
+    name = "model.layers.3.mlp.down_proj.weight"
+    broken = mx.array(even[name])
+    broken[5, 7] = value
+    source = save_checkpoint(tmp_path / "broken", EVEN, {**even, name: broken})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.3\.mlp\.down_proj\.weight"):
+        to_mlx(source, dest, bits=bits)
+    assert beside(dest) == []
+
+
+def test_weights_too_large_for_float16_are_refused_by_name(tmp_path: Path, dest: Path, even: Tensors) -> None:
+    name = "model.layers.1.self_attn.q_norm.weight"
+    source = save_checkpoint(tmp_path / "large", EVEN, {**even, name: 1e5 * even[name]})
+    with pytest.raises((CheckpointError, ConvertError), match=r"model\.layers\.1\.self_attn\.q_norm\.weight"):
+        to_mlx(source, dest, bits=None, dtype="float16")
+    assert beside(dest) == []
+
+
+def make_file(dest: Path) -> None:
+    dest.write_text("mine")
+
+
+def make_dangling_link(dest: Path) -> None:
+    dest.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "occupy",
+    [Path.mkdir, make_file, make_dangling_link],
+    ids=["a folder", "a file", "a link that leads nowhere"],
+)
+def test_a_destination_that_exists_is_refused_and_left_alone(
+    source: Path, dest: Path, occupy: Callable[[Path], Any]
+) -> None:
+    occupy(dest)
+    before = dest.lstat()
+    with pytest.raises(ConvertError, match="exists already"):
+        to_mlx(source, dest)
+    assert beside(dest) == ["dest"]
+    assert (dest.lstat().st_ino, dest.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_destination_that_appears_meanwhile_is_left_alone(source: Path, dest: Path) -> None:
+    def occupy(done: int, total: int) -> None:
+        dest.mkdir(exist_ok=True)
+        (dest / "precious").write_text("mine")
+
+    with pytest.raises(ConvertError, match="could not write"):
+        to_mlx(source, dest, progress=occupy)
+    assert beside(dest) == ["dest"]
+    assert [path.name for path in dest.iterdir()] == ["precious"]
+
+
+def test_a_quantized_source_is_refused(source: Path, dest: Path) -> None:
+    with pytest.raises(ConvertError, match=r"is quantized already \(4 bits, affine\).*convert the original"):
+        to_mlx("demo", dest)
+    assert beside(dest) == []
+
+
+def test_a_quantized_source_whose_config_does_not_say_so_is_refused(source: Path, dest: Path) -> None:
+    packed = dest.with_name("packed")
+    to_mlx(source, packed)
+    shutil.copy(source / "config.json", packed / "config.json")
+    with pytest.raises(CheckpointError, match=r"scales"):
+        to_mlx(packed, dest)
+    assert beside(dest) == ["packed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bits": 7}, "bits must be one of .*not 7"),
+        ({"bits": 0}, "bits must be one of .*not 0"),
+        ({"group_size": 48}, "group_size must be one of .*not 48"),
+        ({"dtype": "int8"}, "dtype must be one of .*not 'int8'"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(
+    source: Path, dest: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        to_mlx(source, dest, **options)
+    assert beside(dest) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda f: (f / "config.json").unlink(), CheckpointError),
+        (lambda f: (f / "config.json").write_text("{"), ConfigError),
+        (lambda f: (f / "model.safetensors").unlink(), CheckpointError),
+        (lambda f: (f / "model.safetensors").write_bytes(b"cut"), CheckpointError),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps({**EVEN, "vocab_size": 8000})),
+            CheckpointError,
+        ),
+    ],
+    ids=["no config", "garbage for a config", "no weights", "damaged weights", "misshapen weights"],
+)
+def test_a_source_that_cannot_be_run_is_not_converted(
+    source: Path, dest: Path, damage: Callable[[Path], Any], error: type[Exception]
+) -> None:
+    damage(source)
+    with pytest.raises(error):
+        to_mlx(source, dest)
+    assert beside(dest) == []
+
+
+def test_a_failed_conversion_leaves_no_parents_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        to_mlx(tmp_path / "no" / "such" / "source", tmp_path / "a" / "b" / "dest")
+    assert list(tmp_path.iterdir()) == []
+
+
+# what goes wrong on the way
+
+
+def test_a_destination_below_a_file_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConvertError, match=r"cannot write to .*file"):
+        to_mlx(source, tmp_path / "file" / "dest")
+    with pytest.raises(ConvertError, match=r"cannot write to .*deeper"):
+        to_mlx(source, tmp_path / "file" / "deeper" / "dest")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_without_room_is_refused_before_the_work(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Usage = namedtuple("Usage", ["total", "used", "free"])  # as shutil.disk_usage gives it
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - 10**5, 10**5))
+    seen: list[int] = []
+    with pytest.raises(ConvertError, match=r"needs 0\.001 GB, the disk of .* has 0\.000 GB left"):
+        to_mlx(source, dest, progress=lambda done, total: seen.append(done))
+    assert seen == []
+    assert beside(dest) == []
+
+
+def test_a_disk_that_fills_up_while_small_files_are_written_leaves_nothing(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ConvertError, match=r"could not write .*dest: No space left on device"):
+        to_mlx(source, dest)
+    assert beside(dest) == []
+
+
+# What happens to a process on its own: a real limit on a file's size, a real signal.
+SCRIPT = """
+import os, resource, signal, sys
+import convert.write
+from convert import convert as to_mlx
+from olmo3_mlx.errors import ConvertError
+
+convert.write.SHARD_BYTES = 30_000
+source, dest, how = sys.argv[1:]
+count = 0
+
+def struck(done, total):
+    global count
+    count += 1
+    if count == 20:
+        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
+if how == "limit":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    to_mlx(source, dest, progress=None if how == "limit" else struck)
+except ConvertError as error:
+    sys.exit(str(error))
+"""
+
+
+def run_script(source: Path, dest: Path, how: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(source), str(dest), how],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_file_that_cannot_grow_leaves_nothing(source: Path, dest: Path) -> None:
+    done = run_script(source, dest, "limit")
+    assert done.returncode == 1
+    assert re.match(r"could not write model-\d{5}-of-\d{5}\.safetensors: ", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert beside(dest) == []
+
+
+def test_an_interrupted_conversion_leaves_nothing(source: Path, dest: Path) -> None:
+    done = run_script(source, dest, "interrupt")
+    assert done.returncode == -signal.SIGINT
+    assert beside(dest) == []
+
+
+def test_a_killed_conversion_leaves_nothing_under_the_destinations_name(source: Path, dest: Path) -> None:
+    assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
+    assert not os.path.lexists(dest)
+    (left,) = dest.parent.iterdir()
+    assert left.name.startswith(".dest.unfinished-")
+    assert list(left.glob("model-*.safetensors"))  # it was struck in the middle of its work
+    assert isinstance(to_mlx(source, dest), Report)  # and is no hindrance
+    assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)

@@ -1,0 +1,524 @@
+"""Names to folders: the hub's part against a hub of our own, which also fails in the ways hubs fail."""
+
+import hashlib
+import json
+import shutil
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.constants
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+from olmo3_mlx import CheckpointError, ConfigError, HubError, generate, load
+from olmo3_mlx.hub import DEMO, resolve, weight_files
+
+INDEX = "model.safetensors.index.json"
+COMMITS = {"main": "a" * 40, "stage1": "b" * 40}
+JUNK = {
+    "README.md": b"# A card",
+    "pytorch_model.bin": b"pickled",
+    "extra.safetensors": b"not in the index",
+    "original/config.json": b"{}",
+    "original/model.safetensors": b"another form",
+    "training_args.bin": b"pickled",
+}
+
+
+@dataclass
+class FakeHub:
+    """A hub with one model, "olmo/tiny", on a port of this machine. Its attributes may be changed."""
+
+    files: dict[str, dict[str, bytes]]  # by revision
+    gated: str = ""  # "api": nothing may be read, "files": only the listing
+    cut: dict[str, int] = field(default_factory=dict)  # by file: how often it breaks off halfway
+    reset: bool = False  # break off by a reset, not an orderly end
+    status: int | None = None  # answer everything with this
+    url: str = ""
+    got: list[str] = field(default_factory=list)  # files whose content was asked for
+    ranges: list[str] = field(default_factory=list)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer as huggingface.co does, as far as snapshot_download looks."""
+        path = request.path.partition("?")[0].strip("/")
+        if self.status is not None:
+            return self.refuse(request, self.status)
+        parts = path.removeprefix("api/models/").split("/")
+        if parts[:2] != ["olmo", "tiny"]:
+            return self.refuse(request, 401 if path.startswith("api/models/") else 404, "RepoNotFound")
+        if len(parts) == 2:
+            parts += ["revision", "main"]
+        by_commit = {commit: revision for revision, commit in COMMITS.items()}
+        revision = by_commit.get(parts[3], parts[3])
+        if revision not in self.files:
+            return self.refuse(request, 404, "RevisionNotFound")
+        listed = path.startswith("api/")
+        if self.gated == "api" or (self.gated and not listed):
+            return self.refuse(request, 403, "GatedRepo")
+        if listed:
+            return self.list(request, parts[2], revision)
+        return self.send(request, revision, "/".join(parts[4:]))
+
+    def list(self, request: BaseHTTPRequestHandler, what: str, revision: str) -> None:
+        files = self.files[revision]
+        answer: Any
+        if what == "tree":
+            answer = [
+                {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
+                for name, data in files.items()
+            ]
+        else:
+            siblings = [{"rfilename": name} for name in files]
+            answer = {"id": "olmo/tiny", "sha": COMMITS[revision], "siblings": siblings}
+        body = json.dumps(answer).encode()
+        reply(request, 200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+        request.wfile.write(body)
+
+    def send(self, request: BaseHTTPRequestHandler, revision: str, name: str) -> None:
+        data = self.files[revision].get(name)
+        if data is None:
+            return self.refuse(request, 404, "EntryNotFound")
+        headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMITS[revision], "Accept-Ranges": "bytes"}
+        if request.command == "HEAD":
+            return reply(request, 200, {**headers, "Content-Length": str(len(data))})
+        self.got.append(name)
+        begin, status = 0, 200
+        if asked := request.headers.get("Range"):
+            self.ranges.append(f"{name} {asked}")
+            begin, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        rest = data[begin:]
+        reply(request, status, {**headers, "Content-Length": str(len(rest))})
+        if self.cut.get(name, 0) <= 0:
+            request.wfile.write(rest)
+            return None
+        self.cut[name] -= 1
+        request.wfile.write(rest[: len(rest) // 2])
+        request.wfile.flush()
+        request.close_connection = True
+        if self.reset:
+            linger = struct.pack("ii", 1, 0)
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            request.connection.close()
+        return None
+
+    def refuse(self, request: BaseHTTPRequestHandler, status: int, code: str = "") -> None:
+        reply(request, status, {"Content-Length": "0", **({"X-Error-Code": code} if code else {})})
+
+
+def etag(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def reply(request: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:
+    request.send_response(status)
+    for name, value in headers.items():
+        request.send_header(name, value)
+    request.end_headers()
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small checkpoint's files, with a vocabulary that fits the demo's tokenizer."""
+    config = {**TINY, "vocab_size": 8192, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
+    tensors = random_model(config).tensors()
+    folder = save_checkpoint(tmp_path_factory.mktemp("model"), config, tensors)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def stop_hub() -> list[Callable[[], None]]:
+    """Holds what takes the hub down."""
+    return []
+
+
+@pytest.fixture
+def hub(
+    model_files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_hub: list[Callable[[], None]],
+) -> Iterator[FakeHub]:
+    """A hub that huggingface_hub takes for the real one, with an empty cache and no waiting."""
+    staged = {**model_files, "config.json": model_files["config.json"] + b" "}
+    fake = FakeHub({"main": {**model_files, **JUNK}, "stage1": {**staged, **JUNK}})
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 5
+
+        def do_GET(self) -> None:
+            fake.answer(self)
+
+        def do_HEAD(self) -> None:
+            fake.answer(self)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that went away
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+
+    def stop() -> None:
+        if thread.is_alive():
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            huggingface_hub.close_session()  # with the connections that it keeps
+
+    stop_hub.append(stop)
+    constants = "huggingface_hub.constants."
+    template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants + "ENDPOINT", fake.url)
+    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants + "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants + "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # it waits between its tries
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    huggingface_hub.close_session()
+    yield fake
+    stop()
+    huggingface_hub.close_session()
+
+
+def shard(files: dict[str, bytes], folder: Path) -> None:
+    """Turn the single safetensors file among `files` into two, with an index."""
+    path = folder / "whole.safetensors"
+    path.write_bytes(files.pop("model.safetensors"))
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for n, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{n:05}-of-00002.safetensors"
+        mx.save_safetensors(str(folder / file), {name: tensors[name] for name in part})
+        files[file] = (folder / file).read_bytes()
+        weight_map |= dict.fromkeys(part, file)
+    files[INDEX] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+TEXT_NAMES = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+# What is fetched
+
+
+def test_only_the_files_that_are_needed_are_fetched(hub: FakeHub) -> None:
+    folder = resolve("olmo/tiny")
+    assert names_in(folder) == TEXT_NAMES | {"model.safetensors"}
+    assert sorted(hub.got) == sorted(names_in(folder))  # each of them once
+    assert (folder / "model.safetensors").read_bytes() == hub.files["main"]["model.safetensors"]
+
+
+def test_without_weights_no_safetensors_are_fetched(hub: FakeHub) -> None:
+    assert names_in(resolve("olmo/tiny", weights=False)) == TEXT_NAMES
+    assert not [name for name in hub.got if name.endswith(".safetensors")]
+
+
+def test_of_a_sharded_model_the_files_of_the_index_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    shard(hub.files["main"], tmp_path)
+    folder = resolve("olmo/tiny")
+    shards = [f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
+    assert names_in(folder) == TEXT_NAMES | {INDEX, *shards}
+    assert weight_files(folder) == [folder / name for name in shards]
+
+
+def test_a_model_from_the_hub_loads_and_answers(hub: FakeHub, tmp_path: Path) -> None:
+    shard(hub.files["main"], tmp_path)
+    model, tokenizer = load("olmo/tiny")
+    assert generate(model, tokenizer, "Hello", max_tokens=3).generation_tokens <= 3
+
+
+def test_what_was_fetched_is_not_fetched_again(hub: FakeHub) -> None:
+    folder = resolve("olmo/tiny")
+    hub.got.clear()
+    assert resolve("olmo/tiny") == folder
+    assert hub.got == []
+
+
+def test_a_revision_is_fetched_by_name_and_by_commit(hub: FakeHub) -> None:
+    staged = resolve("olmo/tiny", "stage1")
+    assert (staged / "config.json").read_bytes() == hub.files["stage1"]["config.json"]
+    assert resolve("olmo/tiny", COMMITS["stage1"]) == staged
+    assert (resolve("olmo/tiny") / "config.json").read_bytes() == hub.files["main"]["config.json"]
+
+
+# What the hub refuses
+
+
+def test_an_unknown_repository_is_named(hub: FakeHub) -> None:
+    with pytest.raises(HubError, match="olmo/nothing") as error:
+        resolve("olmo/nothing")
+    assert "no such model" in one_line(error)
+
+
+def test_a_missing_revision_is_named(hub: FakeHub) -> None:
+    for revision in ("stage9", "c" * 40):
+        with pytest.raises(HubError, match=revision) as error:
+            resolve("olmo/tiny", revision)
+        assert "no revision" in one_line(error)
+
+
+@pytest.mark.parametrize("gated", ["api", "files"])
+def test_a_gated_repository_is_told_from_an_unknown_one(hub: FakeHub, gated: str) -> None:
+    hub.gated = gated
+    with pytest.raises(HubError, match="gated") as error:
+        resolve("olmo/tiny")
+    assert "olmo/tiny" in one_line(error)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
+def test_a_hub_that_answers_with_an_error_status_is_a_hub_error(hub: FakeHub, status: int) -> None:
+    hub.status = status
+    with pytest.raises(HubError, match="olmo/tiny") as error:
+        resolve("olmo/tiny")
+    one_line(error)
+
+
+# No network
+
+
+def test_a_hub_that_is_down_is_a_hub_error(hub: FakeHub, stop_hub: list[Callable[[], None]]) -> None:
+    stop_hub[0]()
+    with pytest.raises(HubError, match="network") as error:
+        resolve("olmo/tiny", "stage1")
+    assert "olmo/tiny at revision stage1" in one_line(error)
+
+
+def test_a_fetched_model_needs_no_network(hub: FakeHub, stop_hub: list[Callable[[], None]]) -> None:
+    folder = resolve("olmo/tiny")
+    stop_hub[0]()
+    assert resolve("olmo/tiny") == folder
+    load("olmo/tiny")
+
+
+def test_offline_mode_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = resolve("olmo/tiny")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve("olmo/tiny") == folder
+    with pytest.raises(HubError) as error:
+        resolve("olmo/tiny", "stage1")
+    one_line(error)
+
+
+def test_without_network_small_files_alone_are_no_whole_model(
+    hub: FakeHub, stop_hub: list[Callable[[], None]]
+) -> None:
+    resolve("olmo/tiny", weights=False)
+    stop_hub[0]()
+    with pytest.raises(CheckpointError) as error:
+        load("olmo/tiny")
+    one_line(error)
+    assert names_in(resolve("olmo/tiny", weights=False)) == TEXT_NAMES
+
+
+# Downloads that break
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_download_that_breaks_once_is_finished_at_the_latest_by_trying_again(
+    hub: FakeHub, reset: bool
+) -> None:
+    hub.cut["model.safetensors"] = 1
+    hub.reset = reset
+    try:
+        folder = resolve("olmo/tiny")
+    except HubError:
+        folder = resolve("olmo/tiny")
+    assert (folder / "model.safetensors").read_bytes() == hub.files["main"]["model.safetensors"]
+
+
+def test_a_download_that_breaks_goes_on_where_it_stopped(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000)
+    hub.cut["model.safetensors"] = 2
+    folder = resolve("olmo/tiny")
+    assert (folder / "model.safetensors").read_bytes() == hub.files["main"]["model.safetensors"]
+    assert len(hub.ranges) == 2
+    assert all(entry.startswith("model.safetensors bytes=") for entry in hub.ranges)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_download_that_never_ends_is_a_hub_error_and_leaves_nothing_that_looks_whole(
+    hub: FakeHub, reset: bool
+) -> None:
+    hub.files["main"]["model.safetensors"] = whole = hub.files["main"]["model.safetensors"][:4000]
+    hub.cut["model.safetensors"] = 1000
+    hub.reset = reset
+    with pytest.raises(HubError, match="try again") as error:
+        resolve("olmo/tiny")
+    assert "olmo/tiny" in one_line(error)
+    hub.cut.clear()
+    assert (resolve("olmo/tiny") / "model.safetensors").read_bytes() == whole
+
+
+# Names
+
+
+def test_a_folder_is_its_own_checkpoint(tiny_checkpoint: Path) -> None:
+    assert resolve(tiny_checkpoint) == tiny_checkpoint
+    assert resolve(str(tiny_checkpoint), weights=False) == tiny_checkpoint
+
+
+def test_a_folder_wins_over_a_hub_id_of_the_same_name(
+    hub: FakeHub, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, tmp_path / "olmo" / "tiny")
+    assert resolve("olmo/tiny") == Path("olmo/tiny")
+    assert hub.got == []
+
+
+def test_a_tilde_is_the_home_folder(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    assert resolve(f"~/{tiny_checkpoint.name}") == tiny_checkpoint
+
+
+def test_demo_is_the_embedded_model() -> None:
+    assert resolve("demo") == DEMO
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nothing",
+        "/no/such/folder",
+        "a/b/c",
+        "../nothing",
+        "olmo tiny",
+        "https://example.com/olmo",
+        "olmo/",
+        "/olmo",
+        "olmo/ti ny",
+        "olmo/tiny\n",
+        "-x/y",
+        "a\0b",
+        pytest.param("n" * 5000, id="too long for a file"),
+        "~nobody-of-that-name/tiny",
+    ],
+)
+def test_a_name_that_is_no_folder_and_no_hub_id_is_a_checkpoint_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointError) as error:
+        resolve(name)
+    assert not isinstance(error.value, HubError)
+    assert "hub id" in str(error.value)
+
+
+def test_a_hub_id_that_the_hub_would_never_give_is_a_checkpoint_error(hub: FakeHub) -> None:
+    for name in ("olmo/..", "olmo/a--b", "olmo/" + "n" * 97, "olmo/é", "olmo/x.git"):
+        with pytest.raises(CheckpointError) as error:
+            resolve(name)
+        one_line(error)
+
+
+def test_a_file_instead_of_a_folder_is_named(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a file") as error:
+        resolve(tiny_checkpoint / "model.safetensors")
+    one_line(error)
+
+
+def test_a_revision_of_a_folder_or_the_demo_is_refused(tiny_checkpoint: Path) -> None:
+    for name in (tiny_checkpoint, "demo"):
+        with pytest.raises(CheckpointError, match="stage1") as error:
+            resolve(name, "stage1")
+        one_line(error)
+
+
+# The weight files of a folder
+
+
+def write_index(folder: Path, weight_map: Any) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors") as error:
+        weight_files(tmp_path)
+    assert str(tmp_path) in one_line(error)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.safetensors").touch()
+    write_index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    with pytest.raises(CheckpointError, match=r"two\.safetensors") as error:
+        weight_files(tmp_path)
+    one_line(error)
+
+
+def test_files_outside_the_index_are_left_alone(tmp_path: Path) -> None:
+    for name in ("one.safetensors", "two.safetensors", "model.safetensors"):
+        (tmp_path / name).touch()
+    write_index(tmp_path, {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"})
+    assert sorted(weight_files(tmp_path)) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "", ".", "..", 3, None, ["x"], {}]
+)
+def test_an_index_that_names_anything_but_files_beside_it_is_refused(tmp_path: Path, name: Any) -> None:
+    folder = tmp_path / "checkpoint"
+    (folder / "a").mkdir(parents=True)
+    for path in (tmp_path, folder, folder / "a"):
+        (path / "x.safetensors").touch()
+    write_index(folder, {"b": "x.safetensors", "a": name})
+    with pytest.raises(CheckpointError) as error:
+        weight_files(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], "x", 3])
+def test_an_index_without_a_weight_map_is_refused(tmp_path: Path, weight_map: Any) -> None:
+    write_index(tmp_path, weight_map)
+    with pytest.raises(CheckpointError, match="weight_map") as error:
+        weight_files(tmp_path)
+    one_line(error)
+
+
+def test_an_index_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text("{")
+    with pytest.raises((CheckpointError, ConfigError), match=r"index\.json") as error:
+        weight_files(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["*", "*.bin", "original/", "[!.]*"])
+def test_an_index_on_the_hub_cannot_make_more_than_its_weights_be_fetched(hub: FakeHub, name: str) -> None:
+    hub.files["main"][INDEX] = json.dumps({"weight_map": {"a": name, "b": "model.safetensors"}}).encode()
+    with pytest.raises(CheckpointError) as error:
+        load("olmo/tiny")
+    one_line(error)
+    assert not set(hub.got) & JUNK.keys()

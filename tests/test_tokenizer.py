@@ -1,0 +1,387 @@
+"""The tokenizer: ids and text, whole and streamed; the files it is read from, and damaged ones."""
+
+import codecs
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from olmo3_mlx import Olmo3, PromptError, TemplateError, Tokenizer, TokenizerError
+from olmo3_mlx.hub import DEMO
+
+# What the released Instruct tokenizer calls four of the base tokenizer's spare tokens.
+INSTRUCT_NAMES = {
+    "<|extra_id_1|>": "<functions>",
+    "<|extra_id_2|>": "</functions>",
+    "<|extra_id_3|>": "<function_calls>",
+    "<|extra_id_4|>": "</function_calls>",
+}
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    """The demo's tokenizer of 8192 ids: rare characters take several."""
+    return Tokenizer.from_folder(DEMO)
+
+
+@pytest.fixture(scope="module")
+def base(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The real Olmo 3 tokenizer, as Base, Think and RL-Zero models have it."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "tokenizer.json").write_bytes((shared / "tokenizers" / "dolma2.json").read_bytes())
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def instruct(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The real Olmo 3 tokenizer, as Instruct models have it."""
+    folder = tmp_path_factory.mktemp("instruct")
+    data = json.loads((shared / "tokenizers" / "dolma2.json").read_text(encoding="utf-8"))
+    for token in data["added_tokens"]:
+        token["content"] = INSTRUCT_NAMES.get(token["content"], token["content"])
+    vocab = data["model"]["vocab"]
+    data["model"]["vocab"] = {INSTRUCT_NAMES.get(text, text): i for text, i in vocab.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tokenizer.json and nothing else."""
+    (tmp_path / "tokenizer.json").write_bytes((DEMO / "tokenizer.json").read_bytes())
+    return tmp_path
+
+
+def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> Iterator[str]:
+    """The streaming detokenizer's output: a piece for each id, and what is left."""
+    detokenizer = tokenizer.detokenizer()
+    for token in ids:
+        yield detokenizer.add(token)
+    yield detokenizer.finish()
+
+
+def bytes_of_ids(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """Each id's bytes, by the definition of byte-level BPE's alphabet (GPT-2's bytes_to_unicode)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    alphabet = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+    added = {i: token.content for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    plain = tokenizer.backend.get_vocab(with_added_tokens=False)
+    table = {i: bytes(alphabet[c] for c in text) for text, i in plain.items() if i not in added}
+    return table | {i: text.encode() for i, text in added.items()}
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+# Ids and text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Hello, world!",
+        "  two leading spaces",
+        " \n\t trailing \n",
+        "漢字 😀 👩‍👩‍👧 naïve Ωμέγα",
+        "a\x00b\ufffdc",
+    ],
+)
+def test_decoding_the_ids_of_a_text_gives_the_text(small: Tokenizer, text: str) -> None:
+    assert small.decode(small.encode(text)) == text
+
+
+def test_encoding_adds_no_special_tokens(small: Tokenizer, demo: tuple[Olmo3, Tokenizer]) -> None:
+    assert small.encode("") == []
+    assert not set(small.encode("Hello")) & set(demo[0].generation_config.eos_token_ids)
+
+
+def test_special_tokens_and_tool_tags_in_a_text_are_single_ids_and_survive_decoding(small: Tokenizer) -> None:
+    names = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<functions>", "</functions>"]
+    names += ["<function_calls>", "</function_calls>"]
+    assert [len(small.encode(name)) for name in names] == [1] * len(names)
+    text = " a ".join(names)
+    assert small.decode(small.encode(text)) == text
+
+
+def test_ids_that_are_no_whole_characters_decode_to_replacement_characters(small: Tokenizer) -> None:
+    ids = small.encode("😀")
+    assert len(ids) > 1
+    assert small.decode(ids[:-1]) == "\ufffd"
+
+
+def test_text_with_lone_surrogates_is_a_prompt_error(small: Tokenizer) -> None:
+    with pytest.raises(PromptError, match="Unicode") as error:
+        small.encode("a\ud800b")
+    one_line(error)
+
+
+def test_the_vocabulary_counts_the_added_tokens(small: Tokenizer, base: Tokenizer) -> None:
+    assert small.vocab_size == 8192
+    assert base.vocab_size == 100278
+
+
+# The released models' tokenizers
+
+
+def test_golden_prompts_get_the_golden_ids(shared: Path, base: Tokenizer, instruct: Tokenizer) -> None:
+    """Instruct families need the tokenizer with the four renamed tokens. The think and rlzero families
+    need the base file as it is: there `<functions>` in a system message is several tokens.
+    """
+    golden = json.loads((shared / "golden" / "chat_golden.json").read_text(encoding="utf-8"))
+    assert {family.split("_")[0] for family in golden} == {"instruct", "think", "rlzero"}
+    checked = 0
+    for family, cases in golden.items():
+        tokenizer = instruct if family.startswith("instruct") else base
+        for name, case in cases.items():
+            if "error" in case:
+                continue
+            checked += 1
+            assert tokenizer.encode(case["text"]) == case["ids"], (family, name)
+            assert tokenizer.decode(case["ids"]) == case["text"], (family, name)
+            assert "".join(pieces_of(tokenizer, case["ids"])) == case["text"], (family, name)
+    assert checked >= 30
+
+
+def test_only_the_instruct_tokenizer_has_tool_tags_as_tokens(base: Tokenizer, instruct: Tokenizer) -> None:
+    assert [instruct.encode(tag) for tag in INSTRUCT_NAMES.values()] == [[100266 + n] for n in range(4)]
+    assert base.encode("<functions>") == [27, 22124, 29]
+
+
+def test_think_is_never_one_token(small: Tokenizer, base: Tokenizer, instruct: Tokenizer) -> None:
+    for tokenizer in (base, instruct):
+        assert tokenizer.encode("<think>") == [14023, 771, 29]
+        assert tokenizer.encode("</think>") == [524, 27963, 29]
+        assert tokenizer.encode("<think>\n") == [14023, 771, 397]  # its end merges with what follows
+    for tag in ("<think>", "</think>"):
+        assert len(small.encode(tag)) > 1
+
+
+# The streaming detokenizer
+
+
+def random_ids(tokenizer: Tokenizer, vocabulary: list[int], rng: random.Random) -> list[int]:
+    """Any ids, or single bytes, or a text of short and long characters, cut anywhere, with tags."""
+    kind = rng.randrange(3)
+    length = rng.randrange(1, 25)
+    if kind == 0:
+        return rng.choices(vocabulary, k=length)
+    if kind == 1:
+        return [rng.randrange(256) for _ in range(length)]
+    parts = [
+        "a",
+        " the",
+        "  ",
+        "\n",
+        "é",
+        "漢",
+        "字",
+        "ก็",
+        "😀",
+        "👩‍👩‍👧",
+        "🇩🇪",
+        "\ufffd",
+        "<|im_end|>",
+        "</function_calls>",
+    ]
+    ids = tokenizer.encode("".join(rng.choices(parts, k=length)))
+    return ids[rng.randrange(2) : len(ids) - rng.randrange(2)]
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_a_thousand_random_streams_show_just_what_is_certain_and_all_of_it_in_the_end(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """The oracle is Python's incremental UTF-8 decoder: it gives out a character, or U+FFFD, only once
+    no byte that follows can change it.
+    """
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    table = bytes_of_ids(tokenizer)
+    vocabulary = sorted(table)
+    rng = random.Random(7)
+    for _ in range(1000):
+        ids = random_ids(tokenizer, vocabulary, rng)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        certain = shown = ""
+        detokenizer = tokenizer.detokenizer()
+        for token in ids:
+            certain += decoder.decode(table[token])
+            shown += detokenizer.add(token)
+            assert certain.startswith(shown), ids
+        certain += decoder.decode(b"", final=True)
+        shown += detokenizer.finish()
+        assert shown == certain == tokenizer.decode(ids), ids
+
+
+def test_each_character_of_a_text_is_shown_by_the_id_that_completes_it(small: Tokenizer) -> None:
+    text = " 漢字 😀👩‍👩‍👧 naïve 🇩🇪<|im_end|>\n 終わり"
+    ids = small.encode(text)
+    shown = ""
+    for n, piece in enumerate(pieces_of(small, ids), 1):
+        shown += piece
+        assert shown == small.decode(ids[:n]).rstrip("\ufffd")
+    assert shown == text
+
+
+def test_a_piece_never_holds_a_replacement_character_for_a_character_merely_unfinished(
+    small: Tokenizer,
+) -> None:
+    ids = small.encode("ok 😀")
+    *pieces, rest = pieces_of(small, ids[:-1])
+    assert "".join(pieces) == "ok "
+    assert rest == "\ufffd"  # but it is there if the character never ends
+    assert "".join(pieces_of(small, ids)) == "ok 😀"
+
+
+def test_finishing_twice_gives_the_rest_once(small: Tokenizer) -> None:
+    detokenizer = small.detokenizer()
+    assert detokenizer.add(small.encode("😀")[0]) == ""
+    assert [detokenizer.finish(), detokenizer.finish()] == ["\ufffd", ""]
+
+
+def test_leading_spaces_survive_streaming(small: Tokenizer) -> None:
+    assert next(pieces_of(small, small.encode(" the"))).startswith(" ")
+    assert "".join(pieces_of(small, small.encode("   three"))) == "   three"
+
+
+def test_special_tokens_and_tags_survive_streaming(small: Tokenizer) -> None:
+    text = "<|im_start|>assistant\n<function_calls>f(x=1)</function_calls><|endoftext|>"
+    pieces = list(pieces_of(small, small.encode(text)))
+    assert pieces[0] == "<|im_start|>"
+    assert {"<function_calls>", "</function_calls>", "<|endoftext|>"} <= set(pieces)
+    assert "".join(pieces) == text
+
+
+def test_two_detokenizers_do_not_disturb_each_other(small: Tokenizer) -> None:
+    first, second = small.detokenizer(), small.detokenizer()
+    a, b = small.encode("😀"), small.encode("漢")
+    assert first.add(a[0]) == second.add(b[0]) == ""
+    assert "".join(first.add(i) for i in a[1:]) == "😀"
+    assert "".join(second.add(i) for i in b[1:]) == "漢"
+
+
+# Files
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json") as error:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}', "\x00\x01", "null"])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json") as error:
+        Tokenizer.from_folder(tmp_path)
+    one_line(error)
+
+
+def test_a_tokenizer_cut_short_is_named(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json") as error:
+        Tokenizer.from_folder(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'"text"', b'{"a": "\xff"}'])
+def test_a_damaged_tokenizer_config_is_named(folder: Path, data: bytes) -> None:
+    (folder / "tokenizer_config.json").write_bytes(data)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json") as error:
+        Tokenizer.from_folder(folder)
+    one_line(error)
+
+
+def test_a_template_file_that_is_not_utf8_is_named(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(TemplateError, match=r"chat_template\.jinja") as error:
+        Tokenizer.from_folder(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{{ messages", "{% for m in messages %}\n{{ m }}\n", "{{ 1 +"]
+)
+def test_a_template_that_is_not_valid_jinja_is_an_error_when_it_is_read(folder: Path, source: str) -> None:
+    (folder / "chat_template.jinja").write_text(source)
+    with pytest.raises(TemplateError, match="not valid") as error:
+        Tokenizer.from_folder(folder)
+    one_line(error)
+
+
+def test_without_a_template_text_can_be_encoded_but_no_conversation_rendered(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.chat_template is None
+    assert tokenizer.decode(tokenizer.encode("plain text")) == "plain text"
+    with pytest.raises(TemplateError, match="raw") as error:
+        tokenizer.apply_chat_template(HELLO)
+    one_line(error)
+
+
+def write_config(folder: Path, **config: Any) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_the_template_may_stand_in_the_tokenizer_config(folder: Path) -> None:
+    write_config(folder, chat_template="old: {{ messages[0].content }}")
+    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "old: Hello"
+
+
+def test_the_template_file_overrides_the_tokenizer_config(folder: Path) -> None:
+    write_config(folder, chat_template="old: {{ messages[0].content }}")
+    (folder / "chat_template.jinja").write_text("new: {{ messages[0].content }} 漢", encoding="utf-8")
+    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "new: Hello 漢"
+
+
+def test_of_several_named_templates_the_default_is_taken(folder: Path) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    write_config(folder, chat_template=named)
+    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "plain"
+
+
+def test_a_template_that_is_null_is_no_template(folder: Path) -> None:
+    write_config(folder, chat_template=None)
+    assert Tokenizer.from_folder(folder).chat_template is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        {"default": "x"},
+        [],
+        ["{{ messages }}"],
+        [3],
+        [{"name": "rag", "template": "x"}],
+        [{"name": ["default"], "template": "x"}],
+        [{"name": "default", "template": 3}],
+    ],
+)
+def test_a_template_entry_of_the_wrong_shape_is_an_error(folder: Path, entry: Any) -> None:
+    write_config(folder, chat_template=entry)
+    with pytest.raises(TemplateError, match=r"tokenizer_config\.json") as error:
+        Tokenizer.from_folder(folder)
+    one_line(error)
+
+
+def test_special_tokens_are_given_to_the_template_from_strings_and_from_objects(folder: Path) -> None:
+    template = "{{ bos_token }} {{ eos_token }} {{ [pad_token, add_bos_token] | select('defined') | list }}"
+    write_config(
+        folder,
+        chat_template=template,
+        bos_token="<|endoftext|>",
+        eos_token={"__type": "AddedToken", "content": "<|im_end|>", "special": True},
+        pad_token=None,
+        add_bos_token=False,
+    )
+    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "<|endoftext|> <|im_end|> []"
