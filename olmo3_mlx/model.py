@@ -184,9 +184,10 @@ class Olmo3(nn.Module):
 def check_token_ids(tokens: mx.array, vocab_size: int) -> None:
     """Raise PromptError if an id lies outside 0 ... vocab_size - 1."""
     # On the CPU's stream, so that it does not wait for what a GPU still has to do.
-    outside = mx.any((tokens < 0) | (tokens >= vocab_size), stream=mx.cpu)
-    if outside.item():
-        raise PromptError(f"token ids must lie in 0 to {vocab_size - 1}, got {tokens.tolist()}")
+    for extreme in (mx.min(tokens, stream=mx.cpu), mx.max(tokens, stream=mx.cpu)):
+        token = int(extreme.item())  # type: ignore[arg-type]
+        if not 0 <= token < vocab_size:
+            raise PromptError(f"token ids must lie in 0 to {vocab_size - 1}, got {token}")
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -33,7 +33,11 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead, at the end")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object instead, at the end (finish_reason: stop, length or interrupted)",
+    )
     parser.set_defaults(run=run)
 
 
