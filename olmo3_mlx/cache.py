@@ -112,8 +112,8 @@ def _steps(positions: int) -> int:
     return -(-positions // STEP) * STEP
 
 
-class KVCache:
-    """All positions, for a full-attention layer. Grows by STEP positions; any number can go back."""
+class _Buffered:
+    """What both kinds of cache share: a buffer, and where its end lies in the text."""
 
     def __init__(self) -> None:
         self._buffer = _Buffer()
@@ -121,8 +121,8 @@ class KVCache:
 
     @property
     def rewindable(self) -> int:
-        """All of them."""
-        return self.offset
+        """How many of the newest positions can be taken back now."""
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
@@ -133,6 +133,24 @@ class KVCache:
     def state(self) -> list[mx.array]:
         """The buffers, [B, K, S, D] each, S the room and not the number of positions."""
         return self._buffer.state
+
+    def rewind(self, count: int) -> None:
+        """Forget the newest `count` positions. Raises CacheError if that is further than it can."""
+        if not 0 <= count <= self.rewindable:
+            raise CacheError(
+                f"cannot take {count} of {self.offset} positions back: {self.rewindable} at most"
+            )
+        self.offset -= count
+        self._buffer.length -= count
+
+
+class KVCache(_Buffered):
+    """All positions, for a full-attention layer. Grows by STEP positions; any number can go back."""
+
+    @property
+    def rewindable(self) -> int:
+        """All of them."""
+        return self.offset
 
     @staticmethod
     def room_for(positions: int) -> int:
@@ -156,14 +174,8 @@ class KVCache:
         self.offset = end
         return buffer.view(end)
 
-    def rewind(self, count: int) -> None:
-        """Forget the newest `count` positions. Raises CacheError if there are not so many."""
-        _check_rewind(self, count)
-        self.offset -= count
-        self._buffer.length -= count
 
-
-class RotatingKVCache:
+class RotatingKVCache(_Buffered):
     """The newest positions, for a sliding-window layer.
 
     The buffer is appended to, and compacted to the newest window - 1 + `rewind` positions when it is
@@ -174,27 +186,16 @@ class RotatingKVCache:
 
     def __init__(self, window: int, rewind: int = 0) -> None:
         """`window` counts the keys that a query sees, itself included."""
+        super().__init__()
         self.window = window
         self.kept = window - 1 + rewind
         self.capacity = self.kept + STEP
-        self._buffer = _Buffer()
-        self.offset = 0
 
     @property
     def rewindable(self) -> int:
         """All of them until something was dropped, then those beyond a full window's past."""
         length = self._buffer.length
         return length if length == self.offset else length - (self.window - 1)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the buffers hold, the room to spare included."""
-        return self._buffer.nbytes
-
-    @property
-    def state(self) -> list[mx.array]:
-        """The buffers, [B, K, S, D] each, S at most `capacity`."""
-        return self._buffer.state
 
     def room_for(self, positions: int) -> int:
         """Positions that the buffers have place for once they hold this many."""
@@ -220,12 +221,6 @@ class RotatingKVCache:
         self.offset += new
         return view
 
-    def rewind(self, count: int) -> None:
-        """Forget the newest `count` positions. Raises CacheError if that is further than it can."""
-        _check_rewind(self, count)
-        self.offset -= count
-        self._buffer.length -= count
-
     @property
     def _past(self) -> int:
         """Positions before the next one that its query can see."""
@@ -246,12 +241,5 @@ def rewind(caches: list[Cache], count: int) -> None:
 
     Raises CacheError, saying how far back is possible, if one of them cannot.
     """
-    for cache in caches:
-        _check_rewind(cache, count)
-    for cache in caches:
+    for cache in sorted(caches, key=lambda cache: cache.rewindable):  # the first to fail comes first
         cache.rewind(count)
-
-
-def _check_rewind(cache: Cache, count: int) -> None:
-    if not 0 <= count <= cache.rewindable:
-        raise CacheError(f"cannot take {count} of {cache.offset} positions back: {cache.rewindable} at most")

@@ -2,10 +2,10 @@
 
 import weakref
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from olmo3_mlx.cache import Cache, rewind
-from olmo3_mlx.completion import Completion, GenerationOptions, answer
+from olmo3_mlx.completion import Completion, GenerationOptions, Options, answer
 from olmo3_mlx.errors import PromptError
 from olmo3_mlx.generation import Progress, check_prompt
 from olmo3_mlx.model import Olmo3
@@ -22,9 +22,14 @@ class Chat:
     """
 
     def __init__(
-        self, model: Olmo3, tokenizer: Tokenizer, *, system: str | None = None, **options: Any
+        self,
+        model: Olmo3,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        """`options` are the sampling options of `stream`, `max_tokens` and `stop`, for every turn.
+        """`options` are those of `stream`, for every turn.
 
         Raises OptionError for one outside its range, TemplateError if there is no chat template.
         """

@@ -5,7 +5,7 @@
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -13,7 +13,7 @@ from olmo3_mlx.cache import Cache
 from olmo3_mlx.chat_template import Message
 from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError, PromptError
-from olmo3_mlx.generation import PREFILL_CHUNK, Progress, check_prompt, decode, prefill
+from olmo3_mlx.generation import Progress, check_prompt, decode, prefill
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sampling import Sampler, SamplingOptions, check_number
 from olmo3_mlx.stop import StopStrings
@@ -45,66 +45,83 @@ class Completion:
     finish_reason: str | None
 
 
+class Options(TypedDict, total=False):
+    """How to answer, as `stream`, `generate` and Chat take it by keyword. None is as good as left out:
+    the checkpoint's generation_config.json decides.
+
+    max_tokens  end after so many; as many as the context takes if nothing says otherwise
+    stop        end before this text, or one of these
+    the others  see SamplingOptions
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to answer. Checked when made; raises OptionError for values outside their range."""
+    """How to answer, decided. Checked when made; raises OptionError for values outside their range."""
 
     sampling: SamplingOptions
     max_tokens: int | None = None  # None: as many as the context takes
     stop: tuple[str, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
-    prefill_chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "prefill_chunk"):
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, lambda n: n >= 1, "of at least 1", whole=True)
+        if self.max_tokens is not None:
+            check_number("max_tokens", self.max_tokens, lambda n: n >= 1, "of at least 1", whole=True)
         StopStrings(self.stop)  # refuses an empty one
 
     @classmethod
     def over(
         cls,
         defaults: GenerationConfig,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        prefill_chunk: int = PREFILL_CHUNK,
+        **options: Unpack[Options],
     ) -> "GenerationOptions":
         """What is given, over the checkpoint's own defaults.
 
         A filter given to a checkpoint that is greedy by default asks for sampling: at temperature 1.
         """
-        filtered = any(value is not None for value in (top_p, top_k, min_p))
-        if temperature is None:
-            temperature = defaults.temperature or (1.0 if filtered else 0.0)
-        given: dict[str, Any] = {
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }
-        values = {k: getattr(defaults, k) if v is None else v for k, v in given.items()}
+        unknown = sorted(options.keys() - Options.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(Options.__annotations__)}")
+        given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+        stop = given.pop("stop", ())
+        max_tokens = given.pop("max_tokens", defaults.max_new_tokens)
+        filters = ("top_p", "top_k", "min_p")
+        if not defaults.temperature and any(key in given for key in filters):
+            given.setdefault("temperature", 1.0)
+        for key in ("temperature", "repetition_penalty", *filters):
+            given.setdefault(key, getattr(defaults, key))
         return cls(
-            sampling=SamplingOptions(temperature=temperature, seed=seed, **values),
-            max_tokens=defaults.max_new_tokens if max_tokens is None else max_tokens,
+            sampling=SamplingOptions(**given),
+            max_tokens=max_tokens,
             stop=_stop_strings(stop),
             eos_token_ids=frozenset(defaults.eos_token_ids),
-            prefill_chunk=prefill_chunk,
         )
 
 
 def generate(
-    model: Olmo3, tokenizer: Tokenizer, prompt: str | Sequence[Message], **options: Any
+    model: Olmo3,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[Message],
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Completion:
     """Answer `prompt` whole. Takes what `stream` takes, raises what it raises."""
-    return join(stream(model, tokenizer, prompt, **options))
+    return join(
+        stream(model, tokenizer, prompt, system=system, raw=raw, tools=tools, progress=progress, **options)
+    )
 
 
 def stream(
@@ -112,18 +129,11 @@ def stream(
     tokenizer: Tokenizer,
     prompt: str | Sequence[Message],
     *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
     system: str | None = None,
     raw: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Iterator[Completion]:
     """Answer `prompt` piece by piece, in whole characters; the last piece has a finish_reason.
 
@@ -131,26 +141,16 @@ def stream(
     assistant is to speak; `system` goes before it. Both pass through the checkpoint's chat template,
     `tools` (JSON schemas) too. With `raw` a text is continued as it stands.
 
-    `max_tokens` left out means as many as the context takes; more than that ends there as well.
-    `stop` is one string or several. The sampling options are those of SamplingOptions. What is left
-    out comes from generation_config.json. `progress(done, total)` is called during prefill.
+    `options` are max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed and stop, see
+    Options; what is left out comes from generation_config.json. `progress(done, total)` is called
+    during prefill.
 
     Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError.
     """
-    options = GenerationOptions.over(
-        model.generation_config,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-    )
+    checked = GenerationOptions.over(model.generation_config, **options)
     ids = tokenizer.encode(_prompt_text(tokenizer, prompt, system, raw, tools))
     check_prompt(ids, model.config.vocab_size, model.config.max_position_embeddings)
-    return answer(model, tokenizer, ids, model.make_caches(rewind=1), options, progress=progress)
+    return answer(model, tokenizer, ids, model.make_caches(rewind=1), checked, progress=progress)
 
 
 def answer(
@@ -174,7 +174,7 @@ def answer(
     sampler = Sampler(options.sampling, [*seen, *ids])
     clock = _Clock(len(ids))
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
-    logits = prefill(model, ids, caches, chunk=options.prefill_chunk, progress=progress)
+    logits = prefill(model, ids, caches, progress=progress)
     tokens = decode(model, logits, caches, sampler, limit)
     try:
         for token in tokens:

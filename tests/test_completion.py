@@ -475,11 +475,6 @@ def test_an_option_error_is_a_value_error_and_one_of_ours() -> None:
     assert isinstance(error.value, Olmo3Error)
 
 
-def test_a_prefill_chunk_must_hold_a_token() -> None:
-    with pytest.raises(OptionError, match="prefill_chunk"):
-        GenerationOptions.over(DEFAULTS, prefill_chunk=0)
-
-
 # Prompts
 
 

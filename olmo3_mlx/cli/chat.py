@@ -8,9 +8,8 @@ from olmo3_mlx.chat import Chat
 from olmo3_mlx.checkpoint import load
 from olmo3_mlx.cli.generate import statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_model, add_sampling, sampling
-from olmo3_mlx.completion import Completion, GenerationOptions, join
-from olmo3_mlx.config import GenerationConfig
+from olmo3_mlx.cli.options import add_answering, add_model, answering
+from olmo3_mlx.completion import Completion, join
 from olmo3_mlx.errors import PromptError, TemplateError
 
 _HELP = """\
@@ -31,14 +30,13 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
-    add_sampling(parser)
+    add_answering(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; returns the exit code."""
-    options = sampling(args)
-    GenerationOptions.over(GenerationConfig(), **options)  # wrong options before a long load
+    options = answering(args)
     model, tokenizer = load(args.model, revision=args.revision)
     session = _Session(Chat(model, tokenizer, system=args.system, **options))
     print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)

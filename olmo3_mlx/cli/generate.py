@@ -8,9 +8,8 @@ from dataclasses import asdict, replace
 
 from olmo3_mlx.checkpoint import load
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_model, add_sampling, sampling
-from olmo3_mlx.completion import Completion, GenerationOptions, join, stream
-from olmo3_mlx.config import GenerationConfig
+from olmo3_mlx.cli.options import add_answering, add_model, answering
+from olmo3_mlx.completion import Completion, join, stream
 from olmo3_mlx.errors import OptionError, PromptError
 
 
@@ -29,7 +28,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="the prompt; - or nothing reads standard input, less the newline at its end",
     )
     add_model(parser)
-    add_sampling(parser)
+    add_answering(parser)
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
     )
@@ -43,10 +42,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; returns the exit code."""
-    options = sampling(args)
+    options = answering(args)
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
-    GenerationOptions.over(GenerationConfig(), **options)  # wrong options before a long load
     prompt = _prompt(args.prompt)
     model, tokenizer = load(args.model, revision=args.revision)
     with interruptible() as interrupted:

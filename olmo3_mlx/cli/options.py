@@ -2,12 +2,9 @@
 
 import argparse
 import os
-from typing import Any
 
-# The sampling options, as `stream` names them.
-_SAMPLING = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop",
-)  # fmt: skip
+from olmo3_mlx.completion import GenerationOptions, Options
+from olmo3_mlx.config import GenerationConfig
 
 
 def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
@@ -24,7 +21,7 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_answering(parser: argparse.ArgumentParser) -> None:
     """How to answer; what is left out comes from the checkpoint's generation_config.json."""
     group = parser.add_argument_group(
         "answering", "what is left out comes from the checkpoint's generation_config.json"
@@ -48,6 +45,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options of a command line, as `stream` takes them."""
-    return {name: getattr(args, name) for name in _SAMPLING}
+def answering(args: argparse.Namespace) -> Options:
+    """The options of a command line, as `stream` takes them. Raises OptionError for a wrong one."""
+    options: Options = {
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "seed": args.seed,
+        "stop": args.stop,
+    }
+    GenerationOptions.over(GenerationConfig(), **options)  # now, before a long load
+    return options
