@@ -1,5 +1,6 @@
 """Writing a checkpoint so that its name only ever stands for a complete one."""
 
+import errno
 import json
 import os
 import shutil
@@ -47,6 +48,8 @@ def new_folder(dest: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise ConvertError(f"{dest} has appeared meanwhile: choose another destination") from None
         if isinstance(error, OSError):
             raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
         raise

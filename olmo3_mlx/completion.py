@@ -92,7 +92,7 @@ class GenerationOptions:
         if unknown:
             raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(Options.__annotations__)}")
         given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-        stop = given.pop("stop", ())
+        stop = given.pop("stop", defaults.stop_strings)
         max_tokens = given.pop("max_tokens", defaults.max_new_tokens)
         filters = ("top_p", "top_k", "min_p")
         if not defaults.temperature and any(key in given for key in filters):

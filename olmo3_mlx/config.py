@@ -124,6 +124,7 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
+    stop_strings: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(
@@ -149,6 +150,7 @@ class GenerationConfig:
             min_p=fields.number("min_p", 0.0, most=1) if asks else 0.0,
             repetition_penalty=fields.number("repetition_penalty", 1.0, least=1e-6, most=100),
             max_new_tokens=fields.integer("max_new_tokens") if "max_new_tokens" in fields else None,
+            stop_strings=fields.strings("stop_strings"),
         )
 
 
@@ -241,8 +243,10 @@ def _layer_types(fields: Fields) -> tuple[str, ...]:
     if "layer_types" not in fields:  # transformers' rule: every fourth layer is a full one
         return tuple(FULL if (i + 1) % 4 == 0 else SLIDING for i in range(count))
     kinds = fields.data["layer_types"]
-    if not isinstance(kinds, list) or len(kinds) != count:
-        raise fields.refuse("layer_types", f"a list of num_hidden_layers ({count}) names")
+    if not isinstance(kinds, list):
+        raise fields.refuse("layer_types", "a list of names")
+    if len(kinds) != count:
+        raise ConfigError(f"{fields.where}: layer_types has {len(kinds)} names, num_hidden_layers is {count}")
     for i, kind in enumerate(kinds):
         if kind not in (SLIDING, FULL):
             raise ConfigError(

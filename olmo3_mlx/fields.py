@@ -75,6 +75,14 @@ class Fields:
             raise self.refuse(key, "a token id or a list of them")
         return tuple(ids)
 
+    def strings(self, key: str) -> tuple[str, ...]:
+        """One text or a list of texts, none of them empty; empty if absent or null."""
+        value = self.data.get(key)
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(text, str) and text for text in texts):
+            raise self.refuse(key, "a text or a list of them")
+        return tuple(texts)
+
     def _get(self, key: str, default: Any) -> Any:
         if key in self:
             return self.data[key]

@@ -11,7 +11,8 @@ import mlx.core as mx
 from olmo3_mlx.cache import Cache, rewind
 from olmo3_mlx.errors import OptionError, PromptError
 
-PREFILL_CHUNK = 2048  # tokens in one forward pass
+# Tokens in one forward pass. A GPU wants many; a CPU is as fast with few, and sooner interrupted.
+PREFILL_CHUNK = {mx.DeviceType.gpu: 2048, mx.DeviceType.cpu: 256}
 
 _CLEAR_EVERY = 256  # tokens between returns of MLX's spare buffers to the system
 
@@ -54,14 +55,16 @@ def prefill(
     ids: Sequence[int],
     caches: list[Cache],
     *,
-    chunk: int = PREFILL_CHUNK,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> mx.array:
-    """Run a prompt, `chunk` tokens a pass; return the logits [1, V] after its last token.
+    """Run a prompt, `chunk` tokens a pass (PREFILL_CHUNK unless given); return the logits [1, V]
+    after its last token.
 
     The last token has no pass of its own, and only its position goes through the head. `progress`
     is called after each pass, when the caches hold what was done: raising from it stops cleanly.
     """
+    chunk = PREFILL_CHUNK[mx.default_device().type] if chunk is None else chunk
     if chunk < 1:
         raise OptionError(f"the prefill chunk must be at least 1, not {chunk}")
     logits = mx.zeros((1, 0))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from olmo3_mlx.errors import CheckpointError, HubError
 from olmo3_mlx.fields import read_json
+from olmo3_mlx.published import SIZES
 
 DEMO = Path(__file__).parent / "demo"
 INDEX = "model.safetensors.index.json"
@@ -41,8 +42,10 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
             raise CheckpointError(f"{name} is a folder here: --revision {revision} is for hub ids")
         return folder
     if not _HUB_ID.fullmatch(str(name)):
+        hint = "; `olmo3 inspect` alone knows it, as a size" if str(name).lower() in SIZES else ""
         raise CheckpointError(
-            f"{name}: no such folder, and no hub id either (one looks like allenai/Olmo-3-7B-Instruct)"
+            f"{str(name) or 'the empty name'}: no such folder, and no hub id either (one looks like "
+            f"allenai/Olmo-3-7B-Instruct){hint}"
         )
     return _download(str(name), revision, weights)
 
@@ -53,6 +56,8 @@ def weight_files(folder: Path) -> list[Path]:
     names = _indexed(index) if index.is_file() else [SINGLE]
     files = [folder / name for name in names]
     for file in files:
+        if not file.is_file() and not index.is_file() and any(folder.glob("model-*-of-*.safetensors")):
+            raise CheckpointError(f"{folder}: expected {INDEX}, which says what is in its shards, found none")
         if not file.is_file():
             raise CheckpointError(
                 f"{folder}: expected {file.name}, found none: the checkpoint is incomplete, or not "

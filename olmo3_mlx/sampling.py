@@ -9,6 +9,8 @@ import mlx.core as mx
 
 from olmo3_mlx.errors import OptionError
 
+_LARGEST_FACTOR = 1e30  # beyond this, float32 differences of logits overflow anyway
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -76,7 +78,9 @@ class Sampler:
 
     def _draw(self, logits: mx.array) -> mx.array:
         options = self.options
-        logits = logits / options.temperature
+        # From the highest down, so that a tiny temperature leaves just that one and no NaN.
+        logits = logits - mx.max(logits, axis=-1, keepdims=True)
+        logits = logits * min(1 / options.temperature, _LARGEST_FACTOR)
         if 0 < options.top_k < logits.shape[-1]:
             logits = keep_top_k(logits, options.top_k)
         if options.top_p < 1:

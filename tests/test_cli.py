@@ -304,6 +304,27 @@ def test_a_closed_stdout_is_no_traceback() -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", "2>&-"])
+def test_closed_standard_streams_do_not_change_what_is_printed(closed: str) -> None:
+    command = f'exec "$0" generate "What is 17 + 25?" --model demo --temperature 0 {closed}'
+    done = subprocess.run(["/bin/sh", "-c", command, OLMO3], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"17 + 25 = 42\n")
+
+
+def test_a_chat_whose_input_is_closed_ends_at_once() -> None:
+    """The weights were opened as file 0 and then taken for standard input."""
+    command = 'exec "$0" chat --model demo <&-'
+    done = subprocess.run(["/bin/sh", "-c", command, OLMO3], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_a_byte_order_mark_and_the_last_newline_are_no_part_of_a_piped_prompt() -> None:
+    piped = "\ufeffWhat is 17 + 25?\r\n".encode()
+    marked = finish(start("generate", "--model", "demo", "--json", "--temperature", 0), piped)
+    plain = finish(start("generate", "--model", "demo", "--json", "--temperature", 0), b"What is 17 + 25?")
+    assert json.loads(marked.out)["prompt_tokens"] == json.loads(plain.out)["prompt_tokens"]
+
+
 # Ctrl-C
 
 

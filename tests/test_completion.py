@@ -11,6 +11,7 @@ import pytest
 
 from olmo3_mlx import (
     Completion,
+    ConfigError,
     GenerationConfig,
     KVCache,
     Olmo3,
@@ -634,3 +635,13 @@ def test_the_repetition_penalty_counts_the_prompt(tokenizer: Tokenizer) -> None:
             Torn(lambda history: 0), tokenizer, text, raw=True, max_tokens=1, repetition_penalty=penalty
         )
         assert pieces[0].token_ids == (expected,)
+
+
+def test_stop_strings_and_length_of_the_checkpoint_hold_unless_others_are_given() -> None:
+    defaults = GenerationConfig.from_dict({"stop_strings": ["</answer>", "\n"], "max_new_tokens": 7})
+    assert GenerationOptions.over(defaults).stop == ("</answer>", "\n")
+    assert GenerationOptions.over(defaults).max_tokens == 7
+    assert GenerationOptions.over(defaults, stop="END", max_tokens=9).stop == ("END",)
+    assert GenerationOptions.over(defaults, stop=[]).stop == ()
+    with pytest.raises(ConfigError, match="stop_strings must be a text or a list of them"):
+        GenerationConfig.from_dict({"stop_strings": [3]})

@@ -333,8 +333,8 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "more key-value heads than heads": ({"num_key_value_heads": 64}, ("num_key_value_heads", "32", "64")),
     "odd head_dim": ({"head_dim": 127}, ("head dimension", "even", "127")),
     "odd derived head_dim": ({"hidden_size": 96}, ("head dimension", "even", "3")),
-    "layer_types too short": ({"layer_types": [SLIDING, FULL]}, ("layer_types", "num_hidden_layers (32)")),
-    "layer_types too long": ({"layer_types": [FULL] * 33}, ("layer_types", "num_hidden_layers (32)")),
+    "layer_types too short": ({"layer_types": [SLIDING, FULL]}, ("layer_types", "num_hidden_layers is 32")),
+    "layer_types too long": ({"layer_types": [FULL] * 33}, ("layer_types", "num_hidden_layers is 32")),
     "layer_types a text": ({"layer_types": FULL}, ("layer_types", "a list", FULL)),
     "unknown layer type": (
         {"layer_types": [SLIDING] * 31 + ["full_atention"]},

@@ -514,7 +514,7 @@ def test_a_destination_that_appears_meanwhile_is_left_alone(source: Path, dest: 
         dest.mkdir(exist_ok=True)
         (dest / "precious").write_text("mine")
 
-    with pytest.raises(ConvertError, match="could not write"):
+    with pytest.raises(ConvertError, match="has appeared meanwhile"):
         to_mlx(source, dest, progress=occupy)
     assert beside(dest) == ["dest"]
     assert [path.name for path in dest.iterdir()] == ["precious"]

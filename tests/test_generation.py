@@ -59,6 +59,13 @@ def test_a_long_prompt_goes_in_chunks_and_reports_progress() -> None:
     assert done == [(4, 10), (8, 10), (10, 10)]
 
 
+def test_on_a_cpu_a_chunk_is_small_enough_to_be_interrupted() -> None:
+    model = Counting(vocabulary=1000)
+    prefill(model, list(range(600)), model.make_caches())
+    expected = [256, 256, 88] if mx.default_device().type == mx.DeviceType.cpu else [600]
+    assert model.passes == expected
+
+
 def test_raising_from_progress_leaves_whole_chunks() -> None:
     model = Counting()
     caches = model.make_caches()

@@ -80,6 +80,12 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_filters() -> None:
     assert [sampler(mx.array(row[None])).item() for row in LOGITS] == [int(row.argmax()) for row in LOGITS]
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-38, 1e-6])
+def test_a_tiny_temperature_takes_the_likeliest_and_makes_no_nan(temperature: float) -> None:
+    sampler = Sampler(SamplingOptions(temperature=temperature, top_p=0.9, min_p=0.1, seed=0))
+    assert [sampler(mx.array(row[None])).item() for row in LOGITS] == [int(row.argmax()) for row in LOGITS]
+
+
 def test_the_same_seed_gives_the_same_tokens_and_others_do_not() -> None:
     def run(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingOptions(temperature=1, seed=seed))

@@ -19,8 +19,7 @@ _VERBS = (generate, chat, convert, inspect)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the exit)
+    _replace_closed_streams()
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -42,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"olmo3 {args.verb}: error: {error}", file=sys.stderr)
         _discard_output()
         return 1
+
+
+def _replace_closed_streams() -> None:
+    """Whoever started us may have closed them; then the next file opened would pass for one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _discard_output() -> None:

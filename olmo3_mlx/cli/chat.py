@@ -6,10 +6,10 @@ from contextlib import closing
 
 from olmo3_mlx.chat import Chat
 from olmo3_mlx.checkpoint import load
-from olmo3_mlx.cli.generate import statistics
+from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_model, answering
-from olmo3_mlx.completion import Completion, join
+from olmo3_mlx.completion import Completion
 from olmo3_mlx.errors import PromptError, TemplateError
 
 _HELP = """\
@@ -105,8 +105,8 @@ class _Session:
             pass
         print()
         if said:
-            self.last = join(iter(said))
-        if not said or self.last is None or self.last.finish_reason is None:
+            self.last = ended(said)
+        if not said or said[-1].finish_reason is None:
             print("(stopped)", file=sys.stderr)
 
     def _start_anew(self, system: str | None = None) -> None:

@@ -14,6 +14,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="quantize a checkpoint",
         description="Quantize a checkpoint's linear layers, embedding and head to 4 or 8 bits, for "
         "this program and mlx-lm. Norms stay as they are. With --dtype and without --bits, only cast.",
+        epilog="DEST appears when it is complete. A run that was killed leaves a hidden folder "
+        ".DEST.unfinished-* beside it, which can be removed.",
     )
     add_arguments(parser)
 

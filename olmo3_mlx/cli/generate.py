@@ -58,15 +58,19 @@ def run(args: argparse.Namespace) -> int:
             **options,
         )
         said = list(_shown(pieces, interrupted, quiet=args.json))
-    completion = join(iter(said))
-    if completion.finish_reason is None:
-        completion = replace(completion, finish_reason="interrupted")
+    completion = ended(said)
     if args.json:
         print(json.dumps({**asdict(completion), "model": args.model}, ensure_ascii=False))
     else:
         print()
         print(statistics(completion), file=sys.stderr)
     return 0
+
+
+def ended(pieces: list[Completion]) -> Completion:
+    """The whole answer, "interrupted" if its last piece has no finish_reason."""
+    completion = join(iter(pieces))
+    return replace(completion, finish_reason=completion.finish_reason or "interrupted")
 
 
 def statistics(completion: Completion) -> str:
@@ -95,7 +99,7 @@ def _prompt(given: str | None) -> str:
     if given is None and sys.stdin.isatty():
         raise OptionError("expected a PROMPT, as an argument or on standard input")
     try:
-        piped = sys.stdin.buffer.read().decode("utf-8")
+        piped = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text: {error}") from None
     return piped.removesuffix("\n").removesuffix("\r")  # the one that echo and editors put there
