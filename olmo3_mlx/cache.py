@@ -209,31 +209,38 @@ class RotatingKVCache(_Buffered):
         """Add keys and values [B, K, L, D]; return what the L queries can see [B, K, <= W - 1 + L, D]."""
         buffer, new = self._buffer, keys.shape[2]
         seen = self._past + new
-        end = buffer.length + new
-        if end <= self.capacity:
-            if end > buffer.room():
-                held = buffer.view(buffer.length) if buffer.state else (keys[:, :, :0], values[:, :, :0])
-                buffer.replace(*held, self.room_for(end))
-            buffer.write(keys, values)
-            view = buffer.view(seen)
-        else:
-            view = self._compact(keys, values, seen)
         self.offset += new
-        return view
+        if self.kept + new > self.capacity:
+            return self._append_long(keys, values, seen)
+        end = buffer.length + new
+        if end > buffer.room():
+            if not buffer.state:
+                buffer.replace(keys[:, :, :0], values[:, :, :0], self.room_for(end))
+            elif end <= self.capacity:
+                buffer.replace(*buffer.view(buffer.length), self.room_for(end))
+            else:  # full: compact
+                buffer.replace(*buffer.view(min(buffer.length, self.kept)), self.capacity)
+        buffer.write(keys, values)
+        return buffer.view(seen)
 
     @property
     def _past(self) -> int:
         """Positions before the next one that its query can see."""
         return min(self._buffer.length, self.window - 1)
 
-    def _compact(self, keys: mx.array, values: mx.array, seen: int) -> tuple[mx.array, mx.array]:
+    def _append_long(self, keys: mx.array, values: mx.array, seen: int) -> tuple[mx.array, mx.array]:
+        """Attend to more than the buffer will hold, and keep the end of it."""
         buffer = self._buffer
         if buffer.state:
             old_keys, old_values = buffer.view(min(buffer.length, self.kept))
             keys = mx.concatenate([old_keys, keys], axis=2)
             values = mx.concatenate([old_values, values], axis=2)
-        buffer.replace(keys[:, :, -self.kept :], values[:, :, -self.kept :], self.capacity)
-        return keys[:, :, -seen:], values[:, :, -seen:]
+        total = keys.shape[2]
+        kept = min(total, self.kept)
+        buffer.replace(keys[:, :, total - kept :], values[:, :, total - kept :], self.capacity)
+        # Now, once a pass and layer: left to the end of the pass, every layer would hold its long arrays.
+        mx.eval(buffer.state)
+        return keys[:, :, total - seen :], values[:, :, total - seen :]
 
 
 def rewind(caches: list[Cache], count: int) -> None:

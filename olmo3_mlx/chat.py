@@ -1,5 +1,6 @@
 """A conversation that keeps its caches between turns and runs only what is new."""
 
+import re
 import weakref
 from collections.abc import Generator, Sequence
 from typing import Any, Unpack
@@ -37,6 +38,9 @@ class Chat:
         self.tokenizer = tokenizer
         self.options = GenerationOptions.over(model.generation_config, **options)
         self.system = system
+        self._caches: list[Cache] = []
+        self._held: list[int] = []  # the ids in the caches
+        self._text = ""  # and their text
         # Weak, so that a reader who breaks off closes the answer at once.
         self._answering: weakref.ref[Generator[Completion]] | None = None
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
@@ -67,7 +71,7 @@ class Chat:
         Closing the stream early keeps what was said so far. Raises PromptError, with the
         conversation as it was, if the text is empty or the conversation outgrows the context.
         """
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise PromptError("nothing to send: expected a text")
         self._close_answer()
         turn = {"role": "user", "content": text}
@@ -101,8 +105,8 @@ class Chat:
         except GeneratorExit:
             pieces.close()
             raise
-        except BaseException:
-            self._forget_caches()  # where they stand is not known
+        except BaseException as error:
+            self._recover(new if isinstance(error, KeyboardInterrupt) and not ids else [])
             raise
         finally:
             if ids:
@@ -111,12 +115,24 @@ class Chat:
     def _remember(
         self, turn: dict[str, Any], prompt: str, new: Sequence[int], said: str, ids: Sequence[int]
     ) -> None:
-        opened = "<think>" if prompt.endswith("<think>") else ""  # the template's part of the answer
-        self.messages += [turn, {"role": "assistant", "content": opened + said}]
+        opened = re.search(r"(<think>\s*)?$", prompt)  # the template's part of the answer
+        assert opened is not None
+        self.messages += [turn, {"role": "assistant", "content": opened[0] + said}]
         if not self._caches[0].offset:
             return
         self._held += [*new, *ids[:-1]]
         self._text = prompt + self.tokenizer.decode(ids[:-1])
+
+    def _recover(self, running: Sequence[int]) -> None:
+        """After an exception: keep what was read of `running`, if all layers agree where that is."""
+        at = {cache.offset for cache in self._caches}
+        known = [*self._held, *running]
+        if not running or len(at) > 1:
+            self._forget_caches()
+            return
+        del known[at.pop() :]
+        self._held = known
+        self._text = self.tokenizer.decode(self._held)
 
     def _new_ids(self, prompt: str) -> list[int]:
         """The ids to run for `prompt`, after making the caches hold just what comes before them."""
@@ -144,6 +160,6 @@ class Chat:
         self._answering = None
 
     def _forget_caches(self) -> None:
-        self._caches: list[Cache] = self.model.make_caches()
-        self._held: list[int] = []  # the ids in the caches
-        self._text = ""  # and their text
+        self._caches = self.model.make_caches()
+        self._held = []
+        self._text = ""

@@ -5,7 +5,7 @@
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import mlx.core as mx
 
@@ -258,12 +258,14 @@ def _prompt_text(
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PromptError("the prompt is empty: expected a text")
-        prompt = [{"role": "user", "content": prompt}]
-    elif not prompt:
-        raise PromptError("the conversation is empty: expected at least one message")
+        messages: Sequence[Message] = [{"role": "user", "content": prompt}]
+    elif not isinstance(prompt, Sequence) or not prompt:
+        raise PromptError(f"the conversation is empty, or none: expected messages, got {prompt!r}")
+    else:
+        messages = cast(Sequence[Message], prompt)
     if system is not None:
-        first = prompt[0]
+        first = messages[0]
         if isinstance(first, Mapping) and first.get("role") == "system":
             raise OptionError("expected one system message: give it as system or in the messages, not both")
-        prompt = [{"role": "system", "content": system}, *prompt]
-    return tokenizer.apply_chat_template(prompt, tools=tools)
+        messages = [{"role": "system", "content": system}, *messages]
+    return tokenizer.apply_chat_template(messages, tools=tools)

@@ -21,9 +21,14 @@ class LanguageModel(Protocol):
     """tokens [B, L] and caches -> logits [B, L, V], or of the last n positions only."""
 
     def __call__(
-        self, tokens: mx.array, caches: list[Cache], *, logits_to_keep: int | None = None
+        self,
+        tokens: mx.array,
+        caches: list[Cache],
+        *,
+        logits_to_keep: int | None = None,
+        checked: bool = False,
     ) -> mx.array:
-        """Run the tokens after what the caches hold, which is updated."""
+        """Run the tokens after what the caches hold, which is updated; see Olmo3.__call__."""
         ...
 
 
@@ -67,13 +72,15 @@ def prefill(
     chunk = PREFILL_CHUNK[mx.default_device().type] if chunk is None else chunk
     if chunk < 1:
         raise OptionError(f"the prefill chunk must be at least 1, not {chunk}")
+    if not ids:
+        raise PromptError("the prompt is empty: expected at least one token")
     logits = mx.zeros((1, 0))
     for start in range(0, len(ids), chunk):
         tokens = mx.array([ids[start : start + chunk]])
         logits = model(tokens, caches, logits_to_keep=1)[:, -1]
         last = start + chunk >= len(ids)
         # Without a use of the logits the head is never evaluated.
-        mx.eval(logits if last else [cache.state for cache in caches])
+        mx.eval([cache.state for cache in caches], logits if last else [])
         mx.clear_cache()
         if progress is not None:
             progress(min(start + chunk, len(ids)), len(ids))
@@ -90,18 +97,19 @@ def decode(
     """Yield up to `max_tokens` ids, the first from `logits` [1, V].
 
     The next step is queued before the current id is read, so that a GPU never waits for Python.
-    However the loop ends, the caches then hold every id that was yielded but the last.
+    When the loop is over, exhausted or closed, the caches hold every id that was yielded but the last.
     """
     token = sample(logits)
     mx.async_eval(token)
     for count in range(1, max_tokens + 1):
         queued = count < max_tokens
         if queued:
-            following = sample(model(token[None], caches, logits_to_keep=1)[:, -1])
+            following = sample(model(token[None], caches, logits_to_keep=1, checked=True)[:, -1])
             mx.async_eval(following)
+        chosen = int(token.item())  # type: ignore[arg-type]
         try:
-            yield int(token.item())  # type: ignore[arg-type]
-        except GeneratorExit:
+            yield chosen
+        except BaseException:
             if queued:
                 rewind(caches, 1)
             raise

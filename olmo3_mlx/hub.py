@@ -95,7 +95,15 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
     folder = _fetch(hub_id, revision, TEXT_FILES)
     if weights:
         index = folder / INDEX
-        _fetch(hub_id, revision, _indexed(index) if index.is_file() else [SINGLE])
+        # From the same commit, which is the folder's name: the branch may have moved on.
+        _fetch(hub_id, folder.name, _indexed(index) if index.is_file() else [SINGLE])
+        try:
+            weight_files(folder)
+        except CheckpointError as error:
+            raise HubError(
+                f"{hub_id}: its weights are not downloaded yet and the hub cannot be reached, or it has "
+                f"none in safetensors form ({error})"
+            ) from None
     return folder
 
 

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 
 from olmo3_mlx.cache import Cache, KVCache, Mask, RotatingKVCache, attention_mask
 from olmo3_mlx.config import FULL, SLIDING, GenerationConfig, Olmo3Config
-from olmo3_mlx.errors import CacheError, PromptError
+from olmo3_mlx.errors import CacheError, OptionError, PromptError
 from olmo3_mlx.rope import RotaryEmbedding
 
 
@@ -72,11 +72,10 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.activation = _swiglu_for_device()
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, L, hidden] -> [B, L, hidden]."""
-        return self.down_proj(self.activation(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -144,6 +143,7 @@ class Olmo3(nn.Module):
         caches: Sequence[Cache] | None = None,
         *,
         logits_to_keep: int | None = None,
+        checked: bool = False,
     ) -> mx.array:
         """tokens [B, L] -> logits [B, L, V], or [B, n, V] with `logits_to_keep=n`.
 
@@ -151,12 +151,17 @@ class Olmo3(nn.Module):
         without, they are the whole text. Only the last n positions go through the head with
         `logits_to_keep=n`.
 
-        Raises PromptError for an id outside the vocabulary, which MLX would read out of bounds. The
-        check is made wherever L > 1; a single step is trusted, as checking it would wait for it.
-        Raises CacheError if the caches are not one per layer.
+        Raises PromptError for an id outside the vocabulary, which MLX would read out of bounds, and for
+        tokens of another shape. `checked` says that the ids are known to be right: looking at those
+        that a model has just chosen would wait for them. Raises CacheError if the caches are not one
+        per layer, OptionError if `logits_to_keep` is not positive.
         """
-        if tokens.shape[1] > 1:
+        if tokens.ndim != 2 or tokens.size == 0:
+            raise PromptError(f"expected token ids of shape [B, L], not {list(tokens.shape)}")
+        if not checked:
             check_token_ids(tokens, self.config.vocab_size)
+        if logits_to_keep is not None and logits_to_keep < 1:
+            raise OptionError(f"logits_to_keep must be at least 1, not {logits_to_keep}")
         if caches is not None and len(caches) != self.config.num_hidden_layers:
             raise CacheError(
                 f"expected {self.config.num_hidden_layers} caches, one per layer, got {len(caches)}"
@@ -173,7 +178,12 @@ class Olmo3(nn.Module):
         return dict(tree_flatten(self.parameters()))
 
     def make_caches(self, rewind: int = 512) -> list[Cache]:
-        """Empty caches, one per layer; at least the newest `rewind` tokens can be taken back."""
+        """Empty caches, one per layer; at least the newest `rewind` tokens can be taken back.
+
+        Raises OptionError if `rewind` is negative.
+        """
+        if rewind < 0:
+            raise OptionError(f"rewind must be 0 or more, not {rewind}")
         window = self.config.sliding_window
         return [
             KVCache() if layer_type == FULL else RotatingKVCache(window, rewind)
@@ -191,13 +201,14 @@ def check_token_ids(tokens: mx.array, vocab_size: int) -> None:
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) * up, elementwise."""
+    """silu(gate) * up, elementwise; one fused kernel on a GPU."""
+    # On a CPU mx.compile calls a C++ compiler at run time, which may not be there.
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return _fused_swiglu(gate, up) if on_gpu else _swiglu(gate, up)
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
 
-def _swiglu_for_device() -> Callable[[mx.array, mx.array], mx.array]:
-    # One fused kernel on a GPU. On a CPU mx.compile calls a C++ compiler at run time, which may not
-    # be there, and would hold up the first token.
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return swiglu
-    return mx.compile(swiglu, shapeless=True)
+_fused_swiglu: Callable[[mx.array, mx.array], mx.array] = mx.compile(_swiglu, shapeless=True)

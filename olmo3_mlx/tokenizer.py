@@ -34,7 +34,10 @@ class Tokenizer:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
-        config = _tokenizer_config(folder)
+        # Some fine-tunes ship a file that cuts or pads what it encodes; a prompt is a prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
         source = _template_source(folder, config)
         return cls(backend, ChatTemplate(source, _special_tokens(config)) if source else None)
 
@@ -103,8 +106,8 @@ class Detokenizer:
         return rest
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says, nothing if there is none."""
     try:
         return read_json(path) if path.is_file() else {}
     except ConfigError as error:

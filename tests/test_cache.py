@@ -52,13 +52,13 @@ def test_any_split_into_chunks_equals_no_split(tiny: Olmo3, longest: int, slack:
     assert worst(found, whole) < TOLERANCE
 
 
-@pytest.mark.parametrize("window", [1, 2, 8, 130])
-def test_windows_of_every_kind_survive_many_wraps(window: int) -> None:
+@pytest.mark.parametrize(("window", "slack"), [(1, 0), (1, 3), (2, 0), (8, 3), (130, 3)])
+def test_windows_of_every_kind_survive_many_wraps(window: int, slack: int) -> None:
     model = random_model({**TINY, "sliding_window": window})
     rng = random.Random(window)
     ids = draw(rng, 1100)
     whole = model(mx.array([ids]))[0]
-    found = append(model, ids, model.make_caches(3), split(rng, len(ids), 90))
+    found = append(model, ids, model.make_caches(slack), [400, *split(rng, len(ids) - 400, 90)])
     assert worst(found, whole) < TOLERANCE
 
 
@@ -141,6 +141,28 @@ def test_memory_held_is_what_the_caches_say() -> None:
         del new
         mx.eval(cache.state)
     assert mx.get_active_memory() - before < 2 * cache.nbytes
+
+
+@pytest.mark.parametrize("chunk", [1024, 1])
+def test_the_layers_make_room_one_after_the_other(chunk: int) -> None:
+    """All of them at once would need as much again as all sliding caches hold."""
+    layers = [RotatingKVCache(512, rewind=0) for _ in range(8)]
+    full = 512 - 1 + STEP
+    for cache in layers:
+        new = mx.random.normal((1, 4, full, 64))
+        cache.append(new, new)
+        mx.eval(cache.state)
+    del new
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    x = mx.random.normal((1, 4, chunk, 64))
+    for cache in layers:
+        keys, values = cache.append(x, x)
+        x = keys[:, :, -chunk:] + values[:, :, -chunk:]  # attention, as far as memory goes
+        del keys, values
+    mx.eval(x)
+    one_layer = 2 * 4 * 64 * 4 * (full + chunk)  # keys and values, old and new, in float32
+    assert mx.get_peak_memory() - before < 3 * one_layer
 
 
 def test_a_decoding_step_attends_to_the_window_without_a_mask() -> None:

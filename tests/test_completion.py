@@ -63,6 +63,7 @@ class ScriptedModel:
         caches: list[KVCache | RotatingKVCache],
         *,
         logits_to_keep: int | None = None,
+        checked: bool = False,
     ) -> mx.array:
         self.calls += 1
         self.on_call(self, tokens.shape[1])

@@ -22,7 +22,12 @@ class Counting:
         self.kept: list[int | None] = []
 
     def __call__(
-        self, tokens: mx.array, caches: list[Cache], *, logits_to_keep: int | None = None
+        self,
+        tokens: mx.array,
+        caches: list[Cache],
+        *,
+        logits_to_keep: int | None = None,
+        checked: bool = False,
     ) -> mx.array:
         self.passes.append(tokens.shape[1])
         self.kept.append(logits_to_keep)

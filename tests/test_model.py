@@ -8,7 +8,7 @@ import oracle
 import pytest
 from conftest import TINY, random_model
 
-from olmo3_mlx import CacheError, Olmo3, PromptError
+from olmo3_mlx import CacheError, Olmo3, OptionError, PromptError
 from olmo3_mlx.config import FULL, SLIDING
 from olmo3_mlx.model import swiglu
 
@@ -108,8 +108,22 @@ def test_logits_to_keep_are_the_last_of_all_logits(tiny: Olmo3) -> None:
 
 def test_an_id_outside_the_vocabulary_is_refused_before_mlx_reads_it(tiny: Olmo3) -> None:
     for bad in (128, -1, 2**31 - 1):
-        with pytest.raises(PromptError, match="0 to 127"):
-            tiny(mx.array([[1, bad, 2]]))
+        for ids in ([[1, bad, 2]], [[bad]], [[1], [bad]]):
+            with pytest.raises(PromptError, match="0 to 127"):
+                tiny(mx.array(ids))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 0), (1, 2, 3)])
+def test_tokens_of_another_shape_are_refused(tiny: Olmo3, shape: tuple[int, ...]) -> None:
+    with pytest.raises(PromptError, match=r"shape \[B, L\]"):
+        tiny(mx.zeros(shape, dtype=mx.int32))
+
+
+def test_no_logits_to_keep_and_a_negative_rewind_are_refused(tiny: Olmo3) -> None:
+    with pytest.raises(OptionError, match="logits_to_keep must be at least 1, not 0"):
+        tiny(mx.array([[1]]), logits_to_keep=0)
+    with pytest.raises(OptionError, match="rewind must be 0 or more, not -1"):
+        tiny.make_caches(rewind=-1)
 
 
 def test_caches_of_another_model_are_refused(tiny: Olmo3) -> None:

@@ -385,3 +385,21 @@ def test_special_tokens_are_given_to_the_template_from_strings_and_from_objects(
         add_bos_token=False,
     )
     assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "<|endoftext|> <|im_end|> []"
+
+
+def test_a_file_that_would_cut_or_pad_prompts_does_neither(folder: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    data["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    data["padding"] = {
+        "strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+    }  # fmt: skip
+    plain = Tokenizer.from_folder(folder).encode("One two three four five six.")
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    assert Tokenizer.from_folder(folder).encode("One two three four five six.") == plain
+
+
+def test_special_tokens_of_their_own_file_reach_the_template(folder: Path) -> None:
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    write_config(folder, chat_template="{{ eos_token }}")
+    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "<|endoftext|>"

@@ -37,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
         _discard_output()
         return 0
+    except (MemoryError, RuntimeError) as error:  # how MLX says that memory ran out
+        print(
+            f"olmo3 {args.verb}: error: {' '.join(str(error).split()) or 'out of memory'} "
+            f"(`olmo3 inspect` shows what fits this machine)",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:  # standard output on a full disk, say
         print(f"olmo3 {args.verb}: error: {error}", file=sys.stderr)
         _discard_output()

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print what came out; returns the exit code."""
+    from tqdm import tqdm  # noqa: PLC0415
+
     from convert import convert  # noqa: PLC0415  (the library never needs it)
 
     bar: tqdm[NoReturn]

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @contextmanager
@@ -42,6 +43,8 @@ class PrefillProgress:
         if self._interrupted():
             raise KeyboardInterrupt
         if self._bar is None and done < total and sys.stderr.isatty():
+            from tqdm import tqdm  # noqa: PLC0415  (here, as most prompts need no bar)
+
             self._bar = tqdm(total=total, desc="reading", unit="tok", leave=False, file=sys.stderr)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
