@@ -100,10 +100,7 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
         try:
             weight_files(folder)
         except CheckpointError as error:
-            raise HubError(
-                f"{hub_id}: its weights are not downloaded yet and the hub cannot be reached, or it has "
-                f"none in safetensors form ({error})"
-            ) from None
+            raise HubError(f"{hub_id}: the hub has no complete weights for it ({error})") from None
     return folder
 
 

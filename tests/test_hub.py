@@ -322,6 +322,15 @@ def test_a_fetched_model_needs_no_network(hub: FakeHub, stop_hub: list[Callable[
     load("olmo/tiny")
 
 
+def test_half_a_checkpoint_without_a_network_is_not_called_incomplete(
+    hub: FakeHub, stop_hub: list[Callable[[], None]]
+) -> None:
+    resolve("olmo/tiny", weights=False)  # what `olmo3 inspect` fetches
+    stop_hub[0]()
+    with pytest.raises(HubError, match="not downloaded yet, and the hub cannot be reached"):
+        resolve("olmo/tiny")
+
+
 def test_offline_mode_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = resolve("olmo/tiny")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
