@@ -210,9 +210,9 @@ class RotatingKVCache(_Buffered):
         buffer, new = self._buffer, keys.shape[2]
         seen = self._past + new
         self.offset += new
-        if self.kept + new > self.capacity:
-            return self._append_long(keys, values, seen)
         end = buffer.length + new
+        if end > self.capacity and self.kept + new > self.capacity:
+            return self._append_long(keys, values, seen)
         if end > buffer.room():
             if not buffer.state:
                 buffer.replace(keys[:, :, :0], values[:, :, :0], self.room_for(end))
