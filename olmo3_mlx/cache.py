@@ -218,8 +218,8 @@ class RotatingKVCache(_Buffered):
                 buffer.replace(keys[:, :, :0], values[:, :, :0], self.room_for(end))
             elif end <= self.capacity:
                 buffer.replace(*buffer.view(buffer.length), self.room_for(end))
-            else:  # full: compact
-                buffer.replace(*buffer.view(min(buffer.length, self.kept)), self.capacity)
+            else:
+                self._compact(*buffer.view(self.kept))
         buffer.write(keys, values)
         return buffer.view(seen)
 
@@ -237,10 +237,14 @@ class RotatingKVCache(_Buffered):
             values = mx.concatenate([old_values, values], axis=2)
         total = keys.shape[2]
         kept = min(total, self.kept)
-        buffer.replace(keys[:, :, total - kept :], values[:, :, total - kept :], self.capacity)
-        # Now, once a pass and layer: left to the end of the pass, every layer would hold its long arrays.
-        mx.eval(buffer.state)
+        self._compact(keys[:, :, total - kept :], values[:, :, total - kept :])
         return keys[:, :, total - seen :], values[:, :, total - seen :]
+
+    def _compact(self, keys: mx.array, values: mx.array) -> None:
+        """Hold just these, the newest ones."""
+        self._buffer.replace(keys, values, self.capacity)
+        # Now: left to the end of the pass, all layers would hold their old and new arrays at once.
+        mx.eval(self._buffer.state)
 
 
 def rewind(caches: list[Cache], count: int) -> None:

@@ -149,10 +149,8 @@ def test_the_layers_make_room_one_after_the_other(chunk: int) -> None:
     layers = [RotatingKVCache(512, rewind=0) for _ in range(8)]
     full = 512 - 1 + STEP
     for cache in layers:
-        new = mx.random.normal((1, 4, full, 64))
-        cache.append(new, new)
+        cache.append(mx.random.normal((1, 4, full, 64)), mx.random.normal((1, 4, full, 64)))
         mx.eval(cache.state)
-    del new
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     x = mx.random.normal((1, 4, chunk, 64))
