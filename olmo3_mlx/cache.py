@@ -1,19 +1,24 @@
 """Keys and values of tokens already seen, one cache a layer.
 
-A cache knows where a key lies: its position (`offset`), which keys a new query may see (`append`,
-`mask`), and how to take the newest ones back (`rewind`). It knows no model. Keys come already
-rotated. Shapes: [B, K, S, D] with B batch, K key-value heads, S positions, D head dimension.
+A cache knows where a key lies: its position (`offset`), what a new query may see (`append`), and how
+to take the newest positions back (`rewind`). It knows no model. Keys come already rotated by RoPE.
+Shapes: [B, K, S, D] with B batch, K key-value heads, S positions, D head dimension.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import mlx.core as mx
 
+from olmo3_mlx.attention import KeysValues
+from olmo3_mlx.buffer import Buffer
 from olmo3_mlx.errors import CacheError
+from olmo3_mlx.kv_quantization import KVQuantization, QuantizedKeysValues
 
-STEP = 256  # positions by which buffers grow, and by which a rotating one fills between compactions
+STEP = 256  # positions by which a growing cache's buffers grow
+SLACK = 128  # positions that a rotating cache takes in between two compactions
 
-Mask = mx.array | str | None  # as mx.fast.scaled_dot_product_attention takes it
+View = KeysValues | QuantizedKeysValues
 
 
 class Cache(Protocol):
@@ -36,11 +41,7 @@ class Cache(Protocol):
         """The arrays to evaluate, none before the first append."""
         ...
 
-    def mask(self, length: int) -> Mask:
-        """Who sees whom when `length` positions are appended next: to ask before the append."""
-        ...
-
-    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def append(self, keys: mx.array, values: mx.array) -> View:
         """Add [B, K, L, D]; return the keys and values that the L queries attend to."""
         ...
 
@@ -49,80 +50,27 @@ class Cache(Protocol):
         ...
 
 
-def attention_mask(length: int, before: int, window: int = 0) -> Mask:
-    """Who sees whom when `length` queries follow `before` keys, each seeing `window` keys at most.
-
-    A query sees itself and the window - 1 keys before it; window 0 means all of them. Returns None
-    where every query sees every key, "causal" where order alone decides, else booleans
-    [length, before + length], True where a query may look.
-    """
-    if window and before + length > window:
-        query = mx.arange(before, before + length)[:, None]
-        key = mx.arange(before + length)[None]
-        return (key <= query) & (key > query - window)
-    return None if length == 1 else "causal"
-
-
-class _Buffer:
-    """Keys and values in arrays with room to spare; `length` positions from the start are filled."""
-
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.length = 0
-
-    @property
-    def state(self) -> list[mx.array]:
-        return [] if self.keys is None or self.values is None else [self.keys, self.values]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.state)
-
-    def room(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def write(self, keys: mx.array, values: mx.array) -> None:
-        """Put new positions behind the filled ones; there must be room."""
-        assert self.keys is not None and self.values is not None
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-
-    def view(self, count: int) -> tuple[mx.array, mx.array]:
-        """The newest `count` positions."""
-        assert self.keys is not None and self.values is not None
-        span = slice(self.length - count, self.length)
-        return self.keys[:, :, span], self.values[:, :, span]
-
-    def replace(self, keys: mx.array, values: mx.array, room: int) -> None:
-        """Hold just these positions, in fresh arrays with place for `room`."""
-        self.length = keys.shape[2]
-        self.keys, self.values = _padded(keys, room), _padded(values, room)
-
-
-def _padded(array: mx.array, room: int) -> mx.array:
-    # A concatenation copies, so that the result does not keep a longer array alive.
-    batch, heads, length, dim = array.shape
-    return mx.concatenate([array, mx.zeros((batch, heads, room - length, dim), array.dtype)], axis=2)
-
-
-def _steps(positions: int) -> int:
-    return -(-positions // STEP) * STEP
-
-
 class _Buffered:
-    """What both kinds of cache share: a buffer, and where its end lies in the text."""
+    """What both kinds of cache share: a buffer, where its end lies in the text, and the form in which
+    it holds keys and values: as they are, or quantized once the text is longer than `start`.
+    """
 
-    def __init__(self) -> None:
-        self._buffer = _Buffer()
+    def __init__(self, quantization: KVQuantization | None, start: int) -> None:
         self.offset = 0
+        self.quantized = False
+        self._quantization = quantization
+        self._start = start
+        self._buffer = Buffer()
 
     @property
     def rewindable(self) -> int:
         """How many of the newest positions can be taken back now."""
         raise NotImplementedError
+
+    @property
+    def first(self) -> int:
+        """The oldest position that is still held."""
+        return self.offset - self._buffer.length
 
     @property
     def nbytes(self) -> int:
@@ -131,8 +79,42 @@ class _Buffered:
 
     @property
     def state(self) -> list[mx.array]:
-        """The buffers, [B, K, S, D] each, S the room and not the number of positions."""
-        return self._buffer.state
+        """The buffers, [B, K, S, ...] each, S the room and not the number of positions."""
+        return self._buffer.arrays
+
+    def append(self, keys: mx.array, values: mx.array) -> View:
+        """Add keys and values [B, K, L, D]; return what the L queries can see, those included."""
+        if self._quantization and not self.quantized and self.offset + keys.shape[2] > self._start:
+            self._quantize()
+        form = self._quantization if self.quantized else None
+        arrays, stop, seen = self._add(form.encode(keys, values) if form else [keys, values])
+        if form:
+            return QuantizedKeysValues(form, arrays, stop - seen, stop)
+        keys, values = (array[:, :, stop - seen : stop] for array in arrays)
+        return KeysValues(keys, values)
+
+    def copy(self, start: int, stop: int) -> list[mx.array]:
+        """Positions `start` to `stop` as they are held, evaluated, for `extend` to take in again.
+
+        Raises CacheError if they are not all held.
+        """
+        if not self.first <= start < stop <= self.offset:
+            raise CacheError(f"expected positions in {self.first} to {self.offset}, got {start} to {stop}")
+        span = slice(start - self.first, stop - self.first)
+        # Contiguous, so that a copy does not keep the whole buffer alive.
+        parts = [mx.contiguous(array[:, :, span]) for array in self._buffer.arrays]
+        mx.eval(parts)
+        return parts
+
+    def extend(self, parts: Sequence[mx.array]) -> None:
+        """Add positions that `copy` gave, of this cache or of one like it."""
+        parts = list(parts)
+        if len(parts) > 2 and not self.quantized:
+            self._quantize()
+        elif len(parts) == 2 and self.quantized:
+            assert self._quantization is not None
+            parts = self._quantization.encode(*parts)
+        self._add(parts)
 
     def rewind(self, count: int) -> None:
         """Forget the newest `count` positions. Raises CacheError if that is further than it can."""
@@ -143,9 +125,29 @@ class _Buffered:
         self.offset -= count
         self._buffer.length -= count
 
+    def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
+        """Store new positions. Returns arrays, where in them the positions end, and how many of those
+        the new queries may look at.
+        """
+        raise NotImplementedError
+
+    def _quantize(self) -> None:
+        """From now on, for good: what was quantized cannot be had back by rewinding."""
+        assert self._quantization is not None
+        self.quantized = True
+        buffer = self._buffer
+        if buffer.arrays:
+            room = buffer.room
+            buffer.replace(self._quantization.encode(*buffer.newest(buffer.length)), room)
+            mx.eval(buffer.arrays)  # layer by layer, as for a compaction
+
 
 class KVCache(_Buffered):
     """All positions, for a full-attention layer. Grows by STEP positions; any number can go back."""
+
+    def __init__(self, quantization: KVQuantization | None = None, start: int = 0) -> None:
+        """Quantized if `quantization` says how, once there are more than `start` positions."""
+        super().__init__(quantization, start)
 
     @property
     def rewindable(self) -> int:
@@ -157,22 +159,14 @@ class KVCache(_Buffered):
         """Positions that the buffers have place for once they hold this many."""
         return _steps(positions)
 
-    def mask(self, length: int) -> Mask:
-        """None for one query, else "causal"."""
-        return attention_mask(length, self.offset)
-
-    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Add keys and values [B, K, L, D]; return all of them [B, K, offset, D]."""
+    def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
         buffer = self._buffer
-        end = self.offset + keys.shape[2]
-        if end > buffer.room():
-            if buffer.keys is None:
-                buffer.replace(keys[:, :, :0], values[:, :, :0], _steps(end))
-            else:
-                buffer.replace(*buffer.view(buffer.length), _steps(end))
-        buffer.write(keys, values)
-        self.offset = end
-        return buffer.view(end)
+        self.offset += parts[0].shape[2]
+        if self.offset > buffer.room:
+            old = buffer.newest(buffer.length) if buffer.arrays else [part[:, :, :0] for part in parts]
+            buffer.replace(old, _steps(self.offset))
+        buffer.write(parts)
+        return buffer.arrays, self.offset, self.offset
 
 
 class RotatingKVCache(_Buffered):
@@ -184,73 +178,73 @@ class RotatingKVCache(_Buffered):
     more than `capacity` positions.
     """
 
-    def __init__(self, window: int, rewind: int = 0) -> None:
+    def __init__(
+        self, window: int, rewind: int = 0, quantization: KVQuantization | None = None, start: int = 0
+    ) -> None:
         """`window` counts the keys that a query sees, itself included."""
-        super().__init__()
+        super().__init__(quantization, start)
         self.window = window
         self.kept = window - 1 + rewind
-        self.capacity = self.kept + STEP
+        self.capacity = self.kept + SLACK
 
     @property
     def rewindable(self) -> int:
         """All of them until something was dropped, then those beyond a full window's past."""
         length = self._buffer.length
-        return length if length == self.offset else length - (self.window - 1)
+        return length if not self.first else max(0, length - (self.window - 1))
 
     def room_for(self, positions: int) -> int:
         """Positions that the buffers have place for once they hold this many."""
         return min(_steps(positions), self.capacity)
 
-    def mask(self, length: int) -> Mask:
-        """None for one query, "causal" while no query's window is full, else booleans."""
-        return attention_mask(length, self._past, self.window)
+    def restart(self, position: int) -> None:
+        """Hold nothing, and go on at `position`. What follows must first `extend` by the window's past."""
+        self._buffer.clear()
+        self.offset = position
 
-    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Add keys and values [B, K, L, D]; return what the L queries can see [B, K, <= W - 1 + L, D]."""
-        buffer, new = self._buffer, keys.shape[2]
-        seen = self._past + new
+    def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
+        buffer, new = self._buffer, parts[0].shape[2]
+        seen = min(buffer.length, self.window - 1) + new
         self.offset += new
         end = buffer.length + new
         if end > self.capacity and self.kept + new > self.capacity:
-            return self._append_long(keys, values, seen)
-        if end > buffer.room():
-            if not buffer.state:
-                buffer.replace(keys[:, :, :0], values[:, :, :0], self.room_for(end))
+            return self._add_long(parts, seen)
+        if end > buffer.room:
+            if not buffer.arrays:
+                buffer.replace([part[:, :, :0] for part in parts], self.room_for(end))
             elif end <= self.capacity:
-                buffer.replace(*buffer.view(buffer.length), self.room_for(end))
+                buffer.replace(buffer.newest(buffer.length), self.room_for(end))
             else:
-                self._compact(*buffer.view(self.kept))
-        buffer.write(keys, values)
-        return buffer.view(seen)
+                self._compact(buffer.newest(self.kept))
+        buffer.write(parts)
+        return buffer.arrays, buffer.length, seen
 
-    @property
-    def _past(self) -> int:
-        """Positions before the next one that its query can see."""
-        return min(self._buffer.length, self.window - 1)
-
-    def _append_long(self, keys: mx.array, values: mx.array, seen: int) -> tuple[mx.array, mx.array]:
-        """Attend to more than the buffer will hold, and keep the end of it."""
+    def _add_long(self, parts: list[mx.array], seen: int) -> tuple[list[mx.array], int, int]:
+        """Show more than the buffer will hold, and keep the end of it."""
         buffer = self._buffer
-        if buffer.state:
-            old_keys, old_values = buffer.view(min(buffer.length, self.kept))
-            keys = mx.concatenate([old_keys, keys], axis=2)
-            values = mx.concatenate([old_values, values], axis=2)
-        total = keys.shape[2]
+        if buffer.arrays:
+            old = buffer.newest(min(buffer.length, self.kept))
+            parts = [mx.concatenate([*pair], axis=2) for pair in zip(old, parts, strict=True)]
+        total = parts[0].shape[2]
         kept = min(total, self.kept)
-        self._compact(keys[:, :, total - kept :], values[:, :, total - kept :])
-        return keys[:, :, total - seen :], values[:, :, total - seen :]
+        self._compact([part[:, :, total - kept :] for part in parts])
+        return parts, total, seen
 
-    def _compact(self, keys: mx.array, values: mx.array) -> None:
+    def _compact(self, parts: list[mx.array]) -> None:
         """Hold just these, the newest ones."""
-        self._buffer.replace(keys, values, self.capacity)
+        self._buffer.replace(parts, self.capacity)
         # Now: left to the end of the pass, all layers would hold their old and new arrays at once.
-        mx.eval(self._buffer.state)
+        mx.eval(self._buffer.arrays)
 
 
-def rewind(caches: list[Cache], count: int) -> None:
+def rewind(caches: Sequence[Cache], count: int) -> None:
     """Take the newest `count` positions back in every cache, or in none.
 
     Raises CacheError, saying how far back is possible, if one of them cannot.
     """
     for cache in sorted(caches, key=lambda cache: cache.rewindable):  # the first to fail comes first
         cache.rewind(count)
+
+
+def _steps(positions: int) -> int:
+    return -(-positions // STEP) * STEP

@@ -23,10 +23,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from olmo3_mlx.cache import Cache, KVCache, Mask, RotatingKVCache, attention_mask
-from olmo3_mlx.config import FULL, SLIDING, GenerationConfig, Olmo3Config
+from olmo3_mlx.attention import KeysValues
+from olmo3_mlx.cache import Cache, KVCache, RotatingKVCache
+from olmo3_mlx.config import FULL, GenerationConfig, Olmo3Config
 from olmo3_mlx.errors import CacheError, OptionError, PromptError
+from olmo3_mlx.kv_quantization import KVQuantization
 from olmo3_mlx.rope import RotaryEmbedding
+
+# From so many tokens on each layer is evaluated before the next: MLX allocates ahead of what it
+# runs, so that a whole pass would hold the temporaries of all layers.
+_EVALUATE_FROM = 512
 
 
 class Attention(nn.Module):
@@ -35,6 +41,7 @@ class Attention(nn.Module):
     def __init__(self, config: Olmo3Config, layer_type: str) -> None:
         super().__init__()
         rope = config.rope[layer_type]
+        self.window = 0 if layer_type == FULL else config.sliding_window
         self.head_dim = config.head_dim
         # YaRN multiplies queries and keys by the attention factor; their product takes its square.
         self.scale = config.head_dim**-0.5 * rope.attention_factor**2
@@ -49,15 +56,14 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(queries, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(keys, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         """x [B, L, hidden] -> [B, L, hidden]."""
         offset = cache.offset if cache is not None else 0
         queries = self.rope(self._heads(self.q_norm(self.q_proj(x))), offset)  # [B, H, L, D]
         keys = self.rope(self._heads(self.k_norm(self.k_proj(x))), offset)  # [B, K, L, D]
         values = self._heads(self.v_proj(x))
-        if cache is not None:
-            keys, values = cache.append(keys, values)  # [B, K, S, D]
-        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        seen = cache.append(keys, values) if cache is not None else KeysValues(keys, values)
+        out = seen.attention(queries, scale=self.scale, window=self.window)  # [B, H, L, D]
         return self.o_proj(out.transpose(0, 2, 1, 3).flatten(2))
 
     def _heads(self, x: mx.array) -> mx.array:
@@ -88,9 +94,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         """x [B, L, hidden] -> [B, L, hidden]."""
-        x = x + self.post_attention_layernorm(self.self_attn(x, mask, cache))
+        x = x + self.post_attention_layernorm(self.self_attn(x, cache))
         return x + self.post_feedforward_layernorm(self.mlp(x))
 
 
@@ -99,8 +105,6 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Olmo3Config) -> None:
         super().__init__()
-        self.layer_types = config.layer_types
-        self.sliding_window = config.sliding_window
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, layer_type) for layer_type in config.layer_types]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -109,21 +113,12 @@ class Decoder(nn.Module):
         """tokens [B, L] -> [B, L, hidden]."""
         # The norm's dtype is the model's: an mxfp4 embedding comes out as bfloat16 whatever that is.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
-        masks = self._masks(tokens.shape[1], caches)
         each = caches if caches is not None else [None] * len(self.layers)
-        for layer, layer_type, cache in zip(self.layers, self.layer_types, each, strict=True):
-            x = layer(x, masks[layer_type], cache)
+        for layer, cache in zip(self.layers, each, strict=True):
+            x = layer(x, cache)
+            if tokens.shape[1] >= _EVALUATE_FROM:
+                mx.eval(x)
         return self.norm(x)
-
-    def _masks(self, length: int, caches: Sequence[Cache] | None) -> dict[str, Mask]:
-        """One mask for each layer type: the caches of a type all stand at the same place."""
-        if caches is None:
-            return {
-                FULL: attention_mask(length, 0),
-                SLIDING: attention_mask(length, 0, self.sliding_window),
-            }
-        first = {kind: self.layer_types.index(kind) for kind in set(self.layer_types)}
-        return {kind: caches[i].mask(length) for kind, i in first.items()}
 
 
 class Olmo3(nn.Module):
@@ -177,16 +172,29 @@ class Olmo3(nn.Module):
         """Every parameter by its name in the checkpoint."""
         return dict(tree_flatten(self.parameters()))
 
-    def make_caches(self, rewind: int = 512) -> list[Cache]:
+    def make_caches(
+        self,
+        rewind: int = 512,
+        *,
+        kv_bits: int | None = None,
+        kv_group_size: int | None = None,
+        kv_start: int = 0,
+    ) -> list[Cache]:
         """Empty caches, one per layer; at least the newest `rewind` tokens can be taken back.
 
-        Raises OptionError if `rewind` is negative.
+        With `kv_bits` (8 or 4) they are quantized once there are more than `kv_start` tokens, with one
+        scale for `kv_group_size` values (a whole head unless given), see KVQuantization.
+
+        Raises OptionError for a value outside its range.
         """
-        if rewind < 0:
-            raise OptionError(f"rewind must be 0 or more, not {rewind}")
+        for name, value in (("rewind", rewind), ("kv_start", kv_start)):
+            if value < 0:
+                raise OptionError(f"{name} must be 0 or more, not {value}")
+        dim = self.config.head_dim
+        how = None if kv_bits is None else KVQuantization(kv_bits, kv_group_size or min(dim, 128), dim)
         window = self.config.sliding_window
         return [
-            KVCache() if layer_type == FULL else RotatingKVCache(window, rewind)
+            KVCache(how, kv_start) if layer_type == FULL else RotatingKVCache(window, rewind, how, kv_start)
             for layer_type in self.config.layer_types
         ]
 
