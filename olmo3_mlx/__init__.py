@@ -19,10 +19,12 @@ from olmo3_mlx.errors import (
     Olmo3Error,
     OptionError,
     PromptError,
+    SessionError,
     TemplateError,
     TokenizerError,
 )
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.session import Session
 from olmo3_mlx.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -44,6 +46,8 @@ __all__ = [
     "PromptError",
     "RopeConfig",
     "RotatingKVCache",
+    "Session",
+    "SessionError",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",

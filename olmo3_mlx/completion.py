@@ -5,17 +5,17 @@
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
-from olmo3_mlx.cache import Cache
 from olmo3_mlx.chat_template import Message
-from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError, PromptError
-from olmo3_mlx.generation import Progress, check_prompt, decode, prefill
+from olmo3_mlx.generation import Progress, check_prompt
 from olmo3_mlx.model import Olmo3
-from olmo3_mlx.sampling import Sampler, SamplingOptions, check_number
+from olmo3_mlx.options import GenerationOptions, Options
+from olmo3_mlx.sampling import Sampler
+from olmo3_mlx.session import Session
 from olmo3_mlx.stop import StopStrings
 from olmo3_mlx.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ class Completion:
 
     text               without the stop string or end token that ended it
     token_ids          the generated ids, the end token included
-    prompt_tokens      tokens run before the answer
+    prompt_tokens      tokens run before the answer; what a session held already is not run
     generation_tokens  tokens generated so far
     prompt_tps         prompt tokens per second, until the first token was there
     generation_tps     generated tokens per second after the first; 0 for a single one
@@ -45,68 +45,6 @@ class Completion:
     finish_reason: str | None
 
 
-class Options(TypedDict, total=False):
-    """How to answer, as `stream`, `generate` and Chat take it by keyword. None is as good as left out:
-    the checkpoint's generation_config.json decides.
-
-    max_tokens  end after so many; as many as the context takes if nothing says otherwise
-    stop        end before this text, or one of these
-    the others  see SamplingOptions
-    """
-
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to answer, decided. Checked when made; raises OptionError for values outside their range."""
-
-    sampling: SamplingOptions
-    max_tokens: int | None = None  # None: as many as the context takes
-    stop: tuple[str, ...] = ()
-    eos_token_ids: frozenset[int] = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            check_number("max_tokens", self.max_tokens, lambda n: n >= 1, "of at least 1", whole=True)
-        StopStrings(self.stop)  # refuses an empty one
-
-    @classmethod
-    def over(
-        cls,
-        defaults: GenerationConfig,
-        **options: Unpack[Options],
-    ) -> "GenerationOptions":
-        """What is given, over the checkpoint's own defaults.
-
-        A filter given to a checkpoint that is greedy by default asks for sampling: at temperature 1.
-        """
-        unknown = sorted(options.keys() - Options.__annotations__.keys())
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(Options.__annotations__)}")
-        given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-        stop = given.pop("stop", defaults.stop_strings)
-        max_tokens = given.pop("max_tokens", defaults.max_new_tokens)
-        filters = ("top_p", "top_k", "min_p")
-        if not defaults.temperature and any(key in given for key in filters):
-            given.setdefault("temperature", 1.0)
-        for key in ("temperature", "repetition_penalty", *filters):
-            given.setdefault(key, getattr(defaults, key))
-        return cls(
-            sampling=SamplingOptions(**given),
-            max_tokens=max_tokens,
-            stop=_stop_strings(stop),
-            eos_token_ids=frozenset(defaults.eos_token_ids),
-        )
-
-
 def generate(
     model: Olmo3,
     tokenizer: Tokenizer,
@@ -115,13 +53,13 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Completion:
     """Answer `prompt` whole. Takes what `stream` takes, raises what it raises."""
-    return join(
-        stream(model, tokenizer, prompt, system=system, raw=raw, tools=tools, progress=progress, **options)
-    )
+    how: dict[str, Any] = {"system": system, "raw": raw, "tools": tools, "session": session}
+    return join(stream(model, tokenizer, prompt, **how, progress=progress, **options))
 
 
 def stream(
@@ -132,6 +70,7 @@ def stream(
     system: str | None = None,
     raw: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    session: Session | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Iterator[Completion]:
@@ -141,6 +80,9 @@ def stream(
     assistant is to speak; `system` goes before it. Both pass through the checkpoint's chat template,
     `tools` (JSON schemas) too. With `raw` a text is continued as it stands.
 
+    A `session` remembers: of the prompt only what it does not hold runs, whatever was edited, added
+    or left out since; and it holds the answer afterwards. It is the place to ask for quantized caches.
+
     `options` are max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed and stop, see
     Options; what is left out comes from generation_config.json. `progress(done, total)` is called
     during prefill.
@@ -148,34 +90,49 @@ def stream(
     Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError.
     """
     checked = GenerationOptions.over(model.generation_config, **options)
-    ids = tokenizer.encode(_prompt_text(tokenizer, prompt, system, raw, tools))
-    check_prompt(ids, model.config.vocab_size, model.config.max_position_embeddings)
-    return answer(model, tokenizer, ids, model.make_caches(rewind=1), checked, progress=progress)
+    text, opening = _prompt_text(tokenizer, prompt, system, raw, tools)
+    session = session or Session(model, rewind=1, checkpoint_bytes=0)
+    return answer(session, tokenizer, text, opening, checked, progress=progress)
 
 
 def answer(
-    model: Olmo3,
+    session: Session,
     tokenizer: Tokenizer,
-    ids: Sequence[int],
-    caches: list[Cache],
+    prompt: str,
+    opening: str,
     options: GenerationOptions,
     *,
-    seen: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Generator[Completion]:
-    """Run `ids` (checked) after what `caches` hold, and stream the answer.
+    """Answer a prompt's text, which ends with the template's `opening` of the assistant's turn.
 
-    When it ends, or is closed, the caches hold all generated ids but the last. `seen` are the ids
-    that the caches hold already, for the repetition penalty.
+    Raises PromptError, before any work. When the answer ends, or is closed, the session holds all of it
+    but the last id.
     """
-    held = caches[0].offset
-    room = model.config.max_position_embeddings - held - len(ids)
+    ids = tokenizer.encode_like(prompt, session.tokens)
+    check_prompt(ids, session.vocab_size, session.context)
+    begins = len(ids) - len(tokenizer.encode(opening))
+    return _answer(session, tokenizer, ids, options, begins=begins, progress=progress)
+
+
+def _answer(
+    session: Session,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    options: GenerationOptions,
+    *,
+    begins: int,
+    progress: Progress | None,
+) -> Generator[Completion]:
+    """The answer to `ids`, the first `begins` of which are what was said before it."""
+    held = session.match(ids)
+    room = session.context - len(ids)
     limit = room if options.max_tokens is None else min(options.max_tokens, room)
-    sampler = Sampler(options.sampling, [*seen, *ids])
-    clock = _Clock(len(ids))
+    sampler = Sampler(options.sampling, ids)
+    clock = _Clock(len(ids) - held)
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
-    logits = prefill(model, ids, caches, progress=progress)
-    tokens = decode(model, logits, caches, sampler, limit)
+    logits = session.prefill(ids[held:], checkpoint=begins - held, progress=progress)
+    tokens = session.decode(logits, sampler, limit)
     try:
         for token in tokens:
             clock.tick()
@@ -204,13 +161,6 @@ def join(pieces: Iterator[Completion]) -> Completion:
         ids += last.token_ids
     assert last is not None, "a stream has at least one piece"
     return replace(last, text="".join(texts), token_ids=tuple(ids))
-
-
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = [stop] if isinstance(stop, str) else stop or ()
-    if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
-        raise OptionError(f"stop must be a string or a list of strings, not {stop!r}")
-    return tuple(strings)
 
 
 class _Clock:
@@ -248,13 +198,14 @@ def _prompt_text(
     system: str | None,
     raw: bool,
     tools: Sequence[Mapping[str, Any]] | None,
-) -> str:
+) -> tuple[str, str]:
+    """The prompt, and the part of it that opens the answer."""
     if raw:
         if not isinstance(prompt, str) or system is not None or tools is not None:
             raise OptionError(
                 "raw takes a text to continue; system, tools and messages need the chat template"
             )
-        return prompt
+        return prompt, ""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PromptError("the prompt is empty: expected a text")
@@ -268,4 +219,16 @@ def _prompt_text(
         if isinstance(first, Mapping) and first.get("role") == "system":
             raise OptionError("expected one system message: give it as system or in the messages, not both")
         messages = [{"role": "system", "content": system}, *messages]
-    return tokenizer.apply_chat_template(messages, tools=tools)
+    return rendered(tokenizer, messages, tools)
+
+
+def rendered(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[str, str]:
+    """The prompt that the chat template makes of a conversation, and what of it opens the answer.
+
+    Raises TemplateError.
+    """
+    prompt = tokenizer.apply_chat_template(messages, tools=tools)
+    so_far = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=False)
+    return prompt, prompt.removeprefix(so_far) if prompt.startswith(so_far) else ""

@@ -8,6 +8,7 @@
     │   └── TemplateError      no chat template, or one that fails
     ├── PromptError            empty, too long, or with an id outside the vocabulary
     ├── CacheError             a cache asked for what it no longer holds
+    ├── SessionError           a saved conversation that cannot be used, or not be saved
     ├── ConvertError           a conversion that cannot be made, or could not be finished
     └── OptionError            an option outside its range (also a ValueError)
 
@@ -48,6 +49,10 @@ class PromptError(Olmo3Error):
 
 class CacheError(Olmo3Error):
     """A cache was asked for what it no longer holds; nothing was changed."""
+
+
+class SessionError(Olmo3Error):
+    """A saved conversation, or what was kept of its caches, cannot be used or not be saved."""
 
 
 class ConvertError(Olmo3Error):

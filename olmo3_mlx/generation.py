@@ -4,7 +4,7 @@ Knows ids, caches and a model; no text. The model is anything that fits Language
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -20,6 +20,8 @@ _CLEAR_EVERY = 256  # tokens between returns of MLX's spare buffers to the syste
 class LanguageModel(Protocol):
     """tokens [B, L] and caches -> logits [B, L, V], or of the last n positions only."""
 
+    config: Any  # of which vocab_size and max_position_embeddings are asked
+
     def __call__(
         self,
         tokens: mx.array,
@@ -31,14 +33,18 @@ class LanguageModel(Protocol):
         """Run the tokens after what the caches hold, which is updated; see Olmo3.__call__."""
         ...
 
+    def make_caches(self, *args: Any, **kwargs: Any) -> list[Cache]:
+        """Empty caches, one per layer; see Olmo3.make_caches."""
+        ...
+
 
 Sample = Callable[[mx.array], mx.array]  # logits [1, V] -> token [1]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
-def check_prompt(ids: Sequence[int], vocab_size: int, context: int, held: int = 0) -> None:
+def check_prompt(ids: Sequence[int], vocab_size: int, context: int) -> None:
     """Raise PromptError for a prompt that is empty, has an id outside the vocabulary, or leaves no
-    room for an answer in a context of `context` tokens, `held` of which the caches hold already.
+    room for an answer in a context of `context` tokens.
     """
     if not ids:
         raise PromptError("the prompt is empty: expected at least one token")
@@ -48,10 +54,10 @@ def check_prompt(ids: Sequence[int], vocab_size: int, context: int, held: int = 
             f"token id {outside} is outside the model's vocabulary of {vocab_size}: the tokenizer "
             f"belongs to another model"
         )
-    if held + len(ids) >= context:
+    if len(ids) >= context:
         raise PromptError(
-            f"the prompt has {held + len(ids)} tokens, the model's context is {context}: shorten it, "
-            f"so that an answer fits too"
+            f"the prompt has {len(ids)} tokens, the context is {context}: shorten it, so that an answer "
+            f"fits too"
         )
 
 

@@ -20,6 +20,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, chat_template: ChatTemplate | None = None) -> None:
         self.backend = backend
         self.chat_template = chat_template
+        self._special = frozenset(backend.get_added_tokens_decoder())  # they split a text
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -55,6 +56,32 @@ class Tokenizer:
             return self.backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise PromptError("expected valid Unicode text, got lone surrogates") from None
+
+    def encode_like(self, text: str, held: Sequence[int]) -> list[int]:
+        """Ids of a text, spelled as in `held` as far as that is the same text: a model may have chosen
+        other tokens for its words than `encode` does, and they need not be run again.
+
+        Between special tokens, where spelling is free, a stretch is taken from `held` if it decodes to
+        the text that stands here, or, as the last one, to its beginning. Raises what `encode` raises.
+        """
+        ids, at = self.encode(text), 0
+        while True:
+            at = next((i for i in range(at, min(len(ids), len(held))) if ids[i] != held[i]), -1)
+            if at < 0:
+                return ids
+            begin = next((i + 1 for i in range(at - 1, -1, -1) if ids[i] in self._special), 0)
+            theirs, ours = held[begin : self._stretch(held, begin)], ids[begin : self._stretch(ids, begin)]
+            said, meant = self.decode(theirs), self.decode(ours)
+            last = begin + len(theirs) == len(held)
+            if not theirs or not (said == meant or (last and meant.startswith(said))):
+                return ids
+            rest = self.encode(meant[len(said) :])
+            at = begin + len(theirs)
+            ids = [*ids[:begin], *theirs, *rest, *ids[begin + len(ours) :]]
+
+    def _stretch(self, ids: Sequence[int], begin: int) -> int:
+        """Where the next special token from `begin` on stands, or the end."""
+        return next((i for i in range(begin, len(ids)) if ids[i] in self._special), len(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""

@@ -526,7 +526,7 @@ def test_a_message_that_is_too_long_does_not_end_the_chat(olmo3: Run) -> None:
     done = chat(olmo3, "word " * 5000, SUM)
     assert (done.code, done.out) == (0, "17 + 25 = 42\n")
     assert re.fullmatch(
-        re.escape(GREETING) + r"error: the prompt has \d+ tokens, the model's context is 4096: .*\n", done.err
+        re.escape(GREETING) + r"error: the prompt has \d+ tokens, the context is 4096: .*\n", done.err
     )
 
 

@@ -24,7 +24,7 @@ from olmo3_mlx import (
     generate,
     stream,
 )
-from olmo3_mlx.completion import GenerationOptions
+from olmo3_mlx.options import GenerationOptions
 from olmo3_mlx.sampling import SamplingOptions
 
 Script = Callable[[list[int]], int]  # all ids so far -> the next one

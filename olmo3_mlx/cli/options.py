@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from olmo3_mlx.completion import GenerationOptions, Options
 from olmo3_mlx.config import GenerationConfig
+from olmo3_mlx.options import GenerationOptions, Options
 
 
 def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
