@@ -148,6 +148,7 @@ class KVCache(_Buffered):
     def __init__(self, quantization: KVQuantization | None = None, start: int = 0) -> None:
         """Quantized if `quantization` says how, once there are more than `start` positions."""
         super().__init__(quantization, start)
+        self._reserved = 0
 
     @property
     def rewindable(self) -> int:
@@ -159,12 +160,16 @@ class KVCache(_Buffered):
         """Positions that the buffers have place for once they hold this many."""
         return _steps(positions)
 
+    def reserve(self, positions: int) -> None:
+        """Grow at once, and not step by step, when so many positions are to come."""
+        self._reserved = positions
+
     def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
         buffer = self._buffer
         self.offset += parts[0].shape[2]
         if self.offset > buffer.room:
             old = buffer.newest(buffer.length) if buffer.arrays else [part[:, :, :0] for part in parts]
-            buffer.replace(old, _steps(self.offset))
+            buffer.replace(old, _steps(max(self.offset, self._reserved)))
         buffer.write(parts)
         return buffer.arrays, self.offset, self.offset
 

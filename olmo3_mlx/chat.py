@@ -2,11 +2,11 @@
 
 import re
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Unpack
 
 from olmo3_mlx.completion import Completion, answer, rendered
-from olmo3_mlx.errors import PromptError
+from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.generation import Progress
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.options import GenerationOptions, Options
@@ -28,11 +28,13 @@ class Chat:
         tokenizer: Tokenizer,
         *,
         system: str | None = None,
+        messages: Sequence[dict[str, Any]] | None = None,
         session: Session | None = None,
         **options: Unpack[Options],
     ) -> None:
-        """`options` are those of `stream`, for every turn. A `session` of one's own decides on the form
-        of its caches, the context, and how much memory going back may take.
+        """`options` are those of `stream`, for every turn. `messages` were said before, a system message
+        included. A `session` of one's own decides on the form of its caches, the context, and how much
+        memory going back may take.
 
         Raises OptionError for one outside its range, TemplateError if there is no chat template.
         """
@@ -40,11 +42,15 @@ class Chat:
         self.tokenizer = tokenizer
         self.options = GenerationOptions.over(model.generation_config, **options)
         self.session = session or Session(model)
+        if messages and messages[0]["role"] == "system":
+            if system is not None:
+                raise OptionError("expected one system message: give it as system or in messages, not both")
+            system = messages[0]["content"]
         self.system = system
         # Weak, so that a reader who breaks off closes the answer at once.
         self._answering: weakref.ref[Generator[Completion]] | None = None
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
-        self.messages = self._beginning()
+        self.messages = list(messages) if messages else self._beginning()
 
     def reset(self, system: str | None = None) -> None:
         """Forget what was said; `system` replaces the system message if it is given."""

@@ -6,6 +6,8 @@ that lie on the way to where the caches are, only what the sliding layers held i
 
 from collections.abc import Sequence
 
+import mlx.core as mx
+
 from olmo3_mlx.blocks import FULL, SLIDING, Block, BlockStore, Payload
 from olmo3_mlx.cache import Cache, KVCache, RotatingKVCache
 
@@ -115,14 +117,19 @@ class Checkpoints:
         self.retire(fork)
         for full in self._full:
             full.rewind(full.offset - fork)
+            full.reserve(block.stop)
         for new in chain[shared:] if self._full else []:
             for full, parts in zip(self._full, self.store.get(new, FULL), strict=True):
                 full.extend(parts)
+            mx.eval([full.state for full in self._full])  # else all blocks would be in memory twice
+        for full in self._full:
+            full.reserve(0)
         for sliding in self._sliding:
             sliding.restart((window[0].captured or 0) if window else block.stop)
         for new in window:
             for sliding, parts in zip(self._sliding, self.store.get(new, SLIDING), strict=True):
                 sliding.extend(parts)
+        mx.eval([sliding.state for sliding in self._sliding])
         self.path = chain
         return [token for b in chain for token in b.tokens]
 

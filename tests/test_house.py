@@ -22,7 +22,7 @@ FLOORS = [
     {"blocks", "cache"},
     {"checkpoints", "model", "tokenizer", "generation", "session_files"},
     {"checkpoint", "identity", "memory", "session"},
-    {"completion"},
+    {"completion", "saved"},
     {"chat"},
     {"__init__"},
     {"cli"},

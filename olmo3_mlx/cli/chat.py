@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 
 from olmo3_mlx.chat import Chat
 from olmo3_mlx.checkpoint import load
@@ -10,9 +11,17 @@ from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_model, answering
 from olmo3_mlx.completion import Completion
-from olmo3_mlx.errors import PromptError, TemplateError
+from olmo3_mlx.errors import OptionError, PromptError, SessionError, TemplateError
+from olmo3_mlx.identity import cache_form, identity
+from olmo3_mlx.saved import SavedConversation, open_conversation
+from olmo3_mlx.session import Session
+from olmo3_mlx.session_files import SessionFiles
 
 _HELP = """\
+/retry          answer the last message anew
+/edit TEXT      say this instead of the last message
+/undo           take the last message and its answer back
+/history        what was said
 /reset          forget the conversation
 /system [TEXT]  show the system message, or start anew with this one
 /stats          how the last answer went, and what the conversation holds
@@ -25,11 +34,17 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "chat",
         help="hold a conversation",
-        description="Hold a conversation. Only what is new is run on each turn.",
+        description="Hold a conversation. Only what is new is run on each turn, also after a message was "
+        "edited or taken back.",
         epilog=f"While chatting:\n{_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
+    parser.add_argument(
+        "--session",
+        metavar="NAME",
+        help="keep the conversation under this name, and go on with it if it is there",
+    )
     add_answering(parser)
     parser.set_defaults(run=run)
 
@@ -37,12 +52,29 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; returns the exit code."""
     options = answering(args)
-    model, tokenizer = load(args.model, revision=args.revision)
-    session = _Session(Chat(model, tokenizer, system=args.system, **options))
-    print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)
+    with ExitStack() as stack:
+        saved = stack.enter_context(open_conversation(args.session)) if args.session else None
+        if saved and saved.messages and args.system is not None:
+            raise OptionError(
+                f"the session {args.session} has a beginning: leave --system out, or use /system"
+            )
+        model, tokenizer = load(args.model, revision=args.revision)
+        files = SessionFiles(saved.caches, identity(model), cache_form(model)) if saved else None
+        session = Session(model, files=files)
+        messages = saved.messages if saved else None
+        chat = Chat(model, tokenizer, system=args.system, messages=messages, session=session, **options)
+        print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)
+        keeper = _Keeper(saved, session) if saved else None
+        if keeper is not None and messages:
+            print(keeper.resume(), file=sys.stderr)
+        _read_lines(_Conversation(chat, keeper))
+    return 0
+
+
+def _read_lines(conversation: "_Conversation") -> None:
     if sys.stdin.isatty():
         import readline  # noqa: F401, PLC0415  (gives input() line editing and history)
-    while session.open:
+    while conversation.open:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
@@ -54,52 +86,89 @@ def run(args: argparse.Namespace) -> int:
             continue
         except UnicodeDecodeError as error:
             raise PromptError(f"standard input is not UTF-8 text: {error}") from None
-        session.take(line.strip())
-    return 0
+        conversation.take(line.strip())
 
 
-class _Session:
+class _Keeper:
+    """Keeps a conversation on disk; says once if it cannot."""
+
+    def __init__(self, saved: SavedConversation, session: Session) -> None:
+        self._saved = saved
+        self._session = session
+        self._failed = False
+
+    def resume(self) -> str:
+        """Take up what the session held; says what that is."""
+        said = f"(going on after {len(self._saved.messages)} messages"
+        try:
+            self._session.resume()
+        except SessionError as error:
+            return f"{said}, which are read again: {error})"
+        return f"{said}, {len(self._session.tokens)} tokens of which are held)"
+
+    def keep(self, chat: Chat) -> None:
+        """After a turn."""
+        try:
+            self._saved.write(chat.messages)
+            self._session.save()
+            self._failed = False
+        except SessionError as error:
+            if not self._failed:
+                print(f"(not saved: {error}; the chat goes on)", file=sys.stderr)
+            self._failed = True
+
+
+class _Conversation:
     """What one line of input does."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, keeper: _Keeper | None) -> None:
         self.chat = chat
         self.open = True
         self.last: Completion | None = None
+        self._keeper = keeper
 
     def take(self, line: str) -> None:
         """Run a command, or send a message and print the answer."""
         word, _, rest = line.partition(" ")
+        commands = {
+            "/exit": self._exit,
+            "/quit": self._exit,
+            "/help": lambda _: print(_HELP),
+            "/retry": lambda _: self._say(None),
+            "/edit": lambda text: self._say(text, instead=True),
+            "/undo": self._undo,
+            "/history": self._history,
+            "/reset": lambda _: self._start_anew(),
+            "/system": self._system,
+            "/stats": self._stats,
+        }
         if not line:
             return
         if not line.startswith("/"):
             self._say(line)
-        elif word in ("/exit", "/quit"):
-            self.open = False
-        elif word == "/help":
-            print(_HELP)
-        elif word == "/reset":
-            self._start_anew()
-        elif word == "/system":
-            self._system(rest.strip())
-        elif word == "/stats":
-            self._stats()
+        elif word in commands:
+            commands[word](rest.strip())
         else:
             print(f"unknown command {word}: /help lists them", file=sys.stderr)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str | None, instead: bool = False) -> None:
+        """Send a text, or that `instead` of the last one, or, without a text, the last one again."""
         said: list[Completion] = []
         try:
-            with (
-                interruptible() as interrupted,
-                closing(self.chat.send(text, progress=PrefillProgress(interrupted))) as pieces,
-            ):
-                for piece in pieces:
-                    print(piece.text, end="", flush=True)
-                    said.append(piece)
-                    if interrupted():
-                        break
+            with interruptible() as interrupted:
+                progress = PrefillProgress(interrupted)
+                if text is None:
+                    pieces: Generator[Completion] = self.chat.retry(progress=progress)
+                else:
+                    pieces = (self.chat.edit if instead else self.chat.send)(text, progress=progress)
+                with closing(pieces):
+                    for piece in pieces:
+                        print(piece.text, end="", flush=True)
+                        said.append(piece)
+                        if interrupted():
+                            break
         except (PromptError, TemplateError) as error:
-            print(f"error: {error} (/reset starts a new conversation)", file=sys.stderr)
+            print(f"error: {error} (/help lists what can be done)", file=sys.stderr)
             return
         except KeyboardInterrupt:
             pass
@@ -108,11 +177,33 @@ class _Session:
             self.last = ended(said)
         if not said or said[-1].finish_reason is None:
             print("(stopped)", file=sys.stderr)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(self.chat)
+
+    def _exit(self, _: str) -> None:
+        self.open = False
+
+    def _undo(self, _: str) -> None:
+        try:
+            self.chat.undo()
+        except PromptError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return
+        print("(taken back)", file=sys.stderr)
+        self._keep()
+
+    def _history(self, _: str) -> None:
+        for message in self.chat.messages:
+            print(f"{message['role']}: {message['content']}")
 
     def _start_anew(self, system: str | None = None) -> None:
         self.chat.reset(system)
         self.last = None
         print("(a new conversation)", file=sys.stderr)
+        self._keep()
 
     def _system(self, text: str) -> None:
         if text:
@@ -120,11 +211,11 @@ class _Session:
         else:
             print(self.chat.system if self.chat.system is not None else "(the template's own)")
 
-    def _stats(self) -> None:
+    def _stats(self, _: str) -> None:
         if self.last is not None:
             print(statistics(self.last))
-        context = self.chat.model.config.max_position_embeddings
+        session = self.chat.session
         print(
-            f"conversation: {len(self.chat.messages)} messages, {self.chat.tokens} of {context} tokens,"
-            f" caches: {self.chat.cache_bytes / 1e9:.3f} GB"
+            f"conversation: {len(self.chat.messages)} messages, {self.chat.tokens} of {session.context} "
+            f"tokens, caches: {session.nbytes / 1e9:.3f} GB, checkpoints: {session.checkpoint_bytes / 1e9:.3f} GB"
         )

@@ -1,0 +1,106 @@
+"""Conversations kept under a name, so that they go on after a restart.
+
+NAME/conversation.json   what was said: all that is needed to go on
+NAME/caches/             what the caches held, so that it need not be read again; may be lost
+NAME/lock                held by the process that has it open
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from olmo3_mlx.durable import replace_file
+from olmo3_mlx.errors import OptionError, SessionError
+
+_FORMAT = 1
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+class SavedConversation:
+    """One of them. `messages` is what was said, `role` and `content` each, when it was opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.messages: list[dict[str, Any]] = self._read()
+
+    @property
+    def caches(self) -> Path:
+        """The folder for SessionFiles."""
+        return self.folder / "caches"
+
+    def write(self, messages: list[dict[str, Any]]) -> None:
+        """Keep what was said. Raises SessionError if the disk does not take it; what it had stays."""
+        data = {"format": _FORMAT, "messages": messages}
+        text = json.dumps(data, ensure_ascii=False, indent=1)
+        try:
+            replace_file(self._path, lambda new: _write(new, text))
+        except OSError as error:
+            raise SessionError(f"cannot write to {self.folder}: {error.strerror}") from None
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "conversation.json"
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        advice = "move it away to start anew, or choose another name"
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SessionError(f"{self._path} cannot be read: {error}; {advice}") from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise SessionError(f"{self._path}: expected a conversation in format {_FORMAT}; {advice}")
+        messages = data.get("messages")
+        if not isinstance(messages, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        ):
+            raise SessionError(f"{self._path}: expected messages, a role and content each; {advice}")
+        return messages
+
+
+@contextmanager
+def open_conversation(name: str) -> Iterator[SavedConversation]:
+    """The conversation of that name, which is new if there is none, for this process alone.
+
+    Raises OptionError for what is no name, SessionError if another process has it open, or it cannot be
+    read or made.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"a session's name must be letters, digits, '_', '-' and '.', and begin with one of the first "
+            f"three, not {name!r}"
+        )
+    folder = sessions_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise SessionError(f"cannot make {folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SessionError(
+                f"another process has the session {name} open: close it, or choose another name"
+            ) from None
+        yield SavedConversation(folder)
+
+
+def sessions_folder() -> Path:
+    """Where they lie: the folder OLMO3_SESSIONS, or olmo3-mlx/sessions in the user's data folder."""
+    given = os.environ.get("OLMO3_SESSIONS")
+    if given:
+        return Path(given)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "olmo3-mlx" / "sessions"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
