@@ -33,6 +33,8 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: flo
     A query sees itself and the window - 1 keys before it; window 0 means all of them.
     """
     length, past = queries.shape[2], keys.shape[2] - queries.shape[2]
+    if length == 1 and not 0 < window <= past:  # a decoding step sees all that a cache shows it
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
     rows = _rows_at_once(queries, keys, window)
     pieces = []
     for start in range(0, length, rows):
@@ -48,9 +50,19 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: flo
                 mask=mask,
             )
         )
-        if rows < length:
-            mx.eval(pieces[-1])  # else the scores of all blocks would be allocated at once
+        pace(pieces)
     return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
+
+
+def pace(results: list[mx.array]) -> None:
+    """Start the last of several big results, and wait for the one before it.
+
+    MLX allocates for all that is queued at once: left alone it would hold the temporaries of all of
+    them. With one in flight, a GPU still never waits for Python.
+    """
+    if len(results) > 1:
+        mx.async_eval(results[-1])
+        mx.eval(results[-2])
 
 
 def attention_mask(length: int, before: int, window: int = 0) -> Mask:
@@ -79,7 +91,7 @@ def _rows_at_once(queries: mx.array, keys: mx.array, window: int) -> int:
     """How many queries to take in one block: all of them if their scores are never written."""
     batch, heads, length, _ = queries.shape
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    if on_gpu and attention_mask(length, keys.shape[2] - length, window) in (None, "causal"):
+    if on_gpu and not (window and keys.shape[2] > window):
         return length
     reach = min(keys.shape[2], window + length - 1) if window else keys.shape[2]
     return max(32, _BLOCK_BYTES // (batch * heads * reach * queries.itemsize) // 32 * 32)

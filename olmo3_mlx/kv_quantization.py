@@ -10,12 +10,14 @@ into chunks are exact.
 Shapes: B batch, H query heads, K key-value heads, L queries, S positions held, D head dimension.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from olmo3_mlx.attention import attention, visible
+from olmo3_mlx.attention import attention, pace, visible
 from olmo3_mlx.errors import OptionError
 
 # Bits of keys and values. At 4 bits values get a fifth, as their errors cost more: CONTRIBUTING.
@@ -23,7 +25,6 @@ BITS = {8: (8, 8), 4: (4, 5)}
 
 _FEW_QUERIES = 8  # up to here the products with packed keys beat unpacking them
 _UNPACKED_BYTES = 2**28  # keys and values that are unpacked at a time
-_KERNEL_GROUP = 64  # the largest group that MLX's kernels take on every backend
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,17 @@ class KVQuantization:
 
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Keys and values [B, K, L, D] to codes (uint32) and scales of both, [B, K, L, ...] each."""
-        key_bits, value_bits = BITS[self.bits]
-        return [
-            *_rounded(_rotated(keys), key_bits, self.group_size),
-            *_rounded(values, value_bits, self.group_size),
-        ]
+        one = keys.shape[2] == 1 and mx.default_device().type == mx.DeviceType.gpu
+        return list((_encode_one if one else _encode)(self, keys, values))
 
     def attention(
         self, queries: mx.array, arrays: list[mx.array], span: slice, *, scale: float, window: int
     ) -> mx.array:
         """`olmo3_mlx.attention.attention` over the positions `span` of what `encode` gave."""
         keys, values = self.packed(arrays)
-        queries = _rotated(queries)
+        queries = mx.hadamard_transform(queries, scale=scale * self.head_dim**-0.5)
         if queries.shape[2] <= _FEW_QUERIES:
-            return _attention_packed(queries * scale, keys, values, span, window)
+            return _attention_packed(queries, keys, values, span, window)
         # Many queries: a few heads at a time, so that only their keys and values are ever unpacked.
         batch, heads = keys.codes.shape[:2]
         together = queries.shape[1] // heads
@@ -76,12 +74,11 @@ class KVQuantization:
                     queries[:, first * together : (first + each) * together],
                     keys.unpacked(queries.dtype, some, span),
                     values.unpacked(queries.dtype, some, span),
-                    scale=scale,
+                    scale=1.0,
                     window=window,
                 )
             )
-            if each < heads:
-                mx.eval(pieces[-1])
+            pace(pieces)
         return mx.concatenate(pieces, axis=1)
 
     def packed(self, arrays: list[mx.array]) -> tuple["Packed", "Packed"]:
@@ -103,22 +100,29 @@ class Packed(NamedTuple):
 
     def times(self, x: mx.array, *, transpose: bool) -> mx.array:
         """x [B, K, L, D] with these transposed -> [B, K, L, S], or x [B, K, L, S] -> [B, K, L, D]."""
-        scales, biases, group = self._affine(self.scales)
+        biases = self.scales * -(2 ** (self.bits - 1))  # the middle code stands for 0
         return mx.quantized_matmul(
-            x, self.codes, scales, biases, transpose=transpose, group_size=group, bits=self.bits
+            x,
+            self.codes,
+            self.scales,
+            biases,
+            transpose=transpose,
+            group_size=self.group_size,
+            bits=self.bits,
         )
 
     def unpacked(self, dtype: mx.Dtype, heads: slice = slice(None), span: slice = slice(None)) -> mx.array:
         """These heads and positions as numbers, [B, K, S, D]."""
-        scales, biases, group = self._affine(self.scales[:, heads, span])
+        scales = self.scales[:, heads, span]
+        biases = scales * -(2 ** (self.bits - 1))
         return mx.dequantize(
-            self.codes[:, heads, span], scales, biases, group_size=group, bits=self.bits, dtype=dtype
+            self.codes[:, heads, span],
+            scales,
+            biases,
+            group_size=self.group_size,
+            bits=self.bits,
+            dtype=dtype,
         )
-
-    def _affine(self, scales: mx.array) -> tuple[mx.array, mx.array, int]:
-        """Scales, biases and group size as MLX's affine mode takes them: the middle code stands for 0."""
-        scales = mx.repeat(scales, max(1, self.group_size // _KERNEL_GROUP), axis=-1)
-        return scales, scales * -(2 ** (self.bits - 1)), min(self.group_size, _KERNEL_GROUP)
 
 
 def _attention_packed(queries: mx.array, keys: Packed, values: Packed, span: slice, window: int) -> mx.array:
@@ -152,6 +156,24 @@ class QuantizedKeysValues:
         """`olmo3_mlx.attention.attention` for these keys and values."""
         span = slice(self.start, self.stop)
         return self.how.attention(queries, self.arrays, span, scale=scale, window=window)
+
+
+def _encode(how: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
+    key_bits, value_bits = BITS[how.bits]
+    return (
+        *_rounded(_rotated(keys), key_bits, how.group_size),
+        *_rounded(values, value_bits, how.group_size),
+    )
+
+
+def _encode_one(how: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
+    """The same in fewer kernels, for a decoding step on a GPU, where each of them is a wait."""
+    return _compiled(how)(keys, values)
+
+
+@lru_cache
+def _compiled(how: KVQuantization) -> Callable[[mx.array, mx.array], tuple[mx.array, ...]]:
+    return cast(Callable[[mx.array, mx.array], tuple[mx.array, ...]], mx.compile(partial(_encode, how)))
 
 
 def _rotated(x: mx.array) -> mx.array:

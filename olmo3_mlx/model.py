@@ -23,16 +23,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from olmo3_mlx.attention import KeysValues
+from olmo3_mlx.attention import KeysValues, pace
 from olmo3_mlx.cache import Cache, KVCache, RotatingKVCache
 from olmo3_mlx.config import FULL, GenerationConfig, Olmo3Config
 from olmo3_mlx.errors import CacheError, OptionError, PromptError
 from olmo3_mlx.kv_quantization import KVQuantization
 from olmo3_mlx.rope import RotaryEmbedding
 
-# From so many tokens on each layer is evaluated before the next: MLX allocates ahead of what it
-# runs, so that a whole pass would hold the temporaries of all layers.
-_EVALUATE_FROM = 512
+_PACED_FROM = 512  # tokens in a pass from which its layers run one after the other, see `pace`
 
 
 class Attention(nn.Module):
@@ -115,9 +113,9 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         each = caches if caches is not None else [None] * len(self.layers)
         for layer, cache in zip(self.layers, each, strict=True):
-            x = layer(x, cache)
-            if tokens.shape[1] >= _EVALUATE_FROM:
-                mx.eval(x)
+            before, x = x, layer(x, cache)
+            if tokens.shape[1] >= _PACED_FROM:
+                pace([before, x])
         return self.norm(x)
 
 

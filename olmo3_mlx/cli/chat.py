@@ -217,5 +217,6 @@ class _Conversation:
         session = self.chat.session
         print(
             f"conversation: {len(self.chat.messages)} messages, {self.chat.tokens} of {session.context} "
-            f"tokens, caches: {session.nbytes / 1e9:.3f} GB, checkpoints: {session.checkpoint_bytes / 1e9:.3f} GB"
+            f"tokens, caches: {session.nbytes / 1e9:.3f} GB, "
+            f"checkpoints: {session.checkpoint_bytes / 1e9:.3f} GB"
         )
