@@ -46,14 +46,15 @@ def test_attention_is_what_its_definition_says(length: int, total: int, window: 
     assert error(found, reference(q, k, v, 0.7, window)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (5, 1)])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (5, 1)])
 @pytest.mark.parametrize("window", [0, 1, 8, 33, 100])
-@pytest.mark.parametrize(("length", "total"), [(64, 64), (97, 97), (97, 160), (33, 40), (200, 201)])
+@pytest.mark.parametrize("sizes", [(64, 64), (97, 97), (97, 160), (33, 40), (200, 201)])
 def test_blocks_of_queries_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, heads: int, shared: int, window: int, length: int, total: int
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], window: int, sizes: tuple[int, int]
 ) -> None:
+    (asking, shared), (length, total) = heads, sizes
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)  # 32 queries a block, the last one ragged
-    q = normal(2, heads, length, 16)
+    q = normal(2, asking, length, 16)
     k, v = normal(2, shared, total, 16, seed=1), normal(2, shared, total, 16, seed=2)
     found = attention(q, k, v, scale=0.5, window=window)
     assert error(found, reference(q, k, v, 0.5, window)) < TOLERANCE

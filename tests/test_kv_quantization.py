@@ -171,23 +171,21 @@ def test_a_positions_codes_depend_on_that_position_alone() -> None:
 
 
 @pytest.mark.parametrize("kv_bits", [8, 4])
-@pytest.mark.parametrize(("dim", "group"), SHAPES)
-@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (5, 1)])
-@pytest.mark.parametrize(("length", "window"), [(1, 0), (1, 8), (5, 0), (5, 8), (5, 3), (8, 1)])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (5, 1)])
+@pytest.mark.parametrize("asked", [(1, 0), (1, 8), (5, 0), (5, 8), (5, 3), (8, 1)])  # length and window
 def test_packed_attention_is_unpacked_attention_is_attention_over_the_decoded_numbers(
     monkeypatch: pytest.MonkeyPatch,
     kv_bits: int,
-    dim: int,
-    group: int,
-    heads: int,
-    shared: int,
-    length: int,
-    window: int,
+    shape: tuple[int, int],
+    heads: tuple[int, int],
+    asked: tuple[int, int],
 ) -> None:
+    (dim, group), (asking, shared), (length, window) = shape, heads, asked
     how = KVQuantization(kv_bits, group, dim)
     seen = min(25, window - 1 + length) if window else 25  # as the caches show it
     arrays = how.encode(normal(2, shared, 40, dim), normal(2, shared, 40, dim, seed=1))
-    queries = normal(2, heads, length, dim, seed=2)
+    queries = normal(2, asking, length, dim, seed=2)
     span = slice(33 - seen, 33)  # neither from the beginning nor to the end
     scale = dim**-0.5
     keys, values = (mx.array(x[:, :, span].astype(np.float32)) for x in decoded(how, arrays))
