@@ -175,6 +175,20 @@ def test_rewinding_too_far_says_how_far_and_changes_nothing(tiny: Olmo3) -> None
     assert worst(tiny(mx.array([ids[-1:]]), caches)[0], tiny(mx.array([ids]))[0, -1:]) < TOLERANCE
 
 
+@pytest.mark.parametrize("slack", [0, 5, 300])
+@pytest.mark.parametrize("longest", [1, 20, 150, 600])
+def test_as_many_positions_as_promised_can_always_be_taken_back(slack: int, longest: int) -> None:
+    rng = random.Random(longest)
+    cache = RotatingKVCache(8, slack)
+    for new in split(rng, 2000, longest):
+        cache.append(mx.zeros((1, 1, new, 1)), mx.zeros((1, 1, new, 1)))
+        mx.eval(cache.state)
+        assert cache.rewindable >= min(slack, cache.offset)
+        back = rng.randint(0, min(slack, cache.offset)) if rng.random() < 0.1 else 0
+        cache.rewind(back)
+        assert cache.rewindable >= min(slack, cache.offset + back) - back
+
+
 def test_a_fresh_cache_can_go_back_to_its_beginning(tiny: Olmo3) -> None:
     caches = tiny.make_caches(rewind=0)
     ids = draw(random.Random(2), 30)
