@@ -1,19 +1,59 @@
 """Caches by their properties: however a text is split, whatever is taken back, the logits are those
-of a fresh run; and they never hold more than they say."""
+of a fresh run; and they never hold more than they say. Those of quantized caches are those of a
+quantized cache that saw the same text and nothing else."""
 
 import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from conftest import TINY, random_model
 
-from olmo3_mlx import CacheError, KVCache, Olmo3, RotatingKVCache, rewind
-from olmo3_mlx.attention import attention_mask
+from olmo3_mlx import CacheError, KVCache, Olmo3, OptionError, RotatingKVCache, load, rewind
 from olmo3_mlx.cache import SLACK, STEP
+from olmo3_mlx.kv_quantization import KVQuantization, QuantizedKeysValues
 
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]
+
+# Heads that can be quantized: grouped-query like TINY, and 5 query heads on one kv head like the 32B.
+GROUPED = {**TINY, "head_dim": 32}
+# The latter and SMALL with a sliding and a full layer, which shows as well whether a cache is right.
+TWO_LAYERS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+ONE_HEAD = {**TINY, **TWO_LAYERS, "head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1}
+SMALL = {**TINY, **TWO_LAYERS, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+Form = dict[str, int]  # what make_caches takes beside `rewind`
+PLAIN: Form = {}
+FORMS = [PLAIN, {"kv_bits": 8}, {"kv_bits": 4}]
+
+
+def name_of(form: Form) -> str:
+    return "-".join(f"{key}={value}" for key, value in form.items()) or "unquantized"
+
+
+each_form = pytest.mark.parametrize("form", FORMS, ids=name_of)
+each_quantized = pytest.mark.parametrize("form", FORMS[1:], ids=name_of)
+
+
+@pytest.fixture(scope="module")
+def models() -> Callable[..., Olmo3]:
+    """Models by their configs, each built once."""
+    built: dict[str, Olmo3] = {}
+
+    def model(config: dict[str, Any], **changes: object) -> Olmo3:
+        config = {**config, **changes}
+        return built.setdefault(repr(config), random_model(config))
+
+    return model
+
+
+def fresh(model: Olmo3, ids: list[int], form: Form) -> mx.array:
+    """The logits [L, V] of a text read at once, with caches of this form."""
+    return model(mx.array([ids]), model.make_caches(**form) if form else None)[0]
 
 
 def draw(rng: random.Random, count: int) -> list[int]:
@@ -42,56 +82,82 @@ def worst(found: mx.array, expected: mx.array) -> float:
     return float(mx.abs(found - expected).max().item())
 
 
-@pytest.mark.parametrize(
-    ("longest", "slack"), [(1, 5), (3, 0), (9, 5), (40, 0), (40, 512), (300, 5), (700, 0), (700, 512)]
-)
-def test_any_split_into_chunks_equals_no_split(tiny: Olmo3, longest: int, slack: int) -> None:
+@pytest.mark.parametrize(("longest", "slack"), [(1, 5), (9, 0), (40, 0), (300, 5), (450, 300)])
+@pytest.mark.parametrize("config", [GROUPED, ONE_HEAD], ids=["4-on-2", "5-on-1"])
+@each_form
+def test_any_split_into_chunks_equals_no_split(
+    models: Callable[..., Olmo3], config: dict[str, Any], form: Form, longest: int, slack: int
+) -> None:
+    model = models(config)
     rng = random.Random(longest)
-    ids = draw(rng, 700)  # several compactions of the window of 8
-    whole = tiny(mx.array([ids]))[0]
-    found = append(tiny, ids, tiny.make_caches(slack), split(rng, len(ids), longest))
-    assert worst(found, whole) < TOLERANCE
+    ids = draw(rng, 300 if longest == 1 else 450)  # several compactions of the window of 8
+    found = append(model, ids, model.make_caches(slack, **form), split(rng, len(ids), longest))
+    assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("window", "slack"), [(1, 0), (1, 3), (2, 0), (8, 3), (130, 3)])
-def test_windows_of_every_kind_survive_many_wraps(window: int, slack: int) -> None:
-    model = random_model({**TINY, "sliding_window": window})
+@each_form
+def test_windows_of_every_kind_survive_many_wraps(
+    models: Callable[..., Olmo3], window: int, slack: int, form: Form
+) -> None:
+    model = models(SMALL, sliding_window=window)
     rng = random.Random(window)
-    ids = draw(rng, 1100)
-    whole = model(mx.array([ids]))[0]
-    found = append(model, ids, model.make_caches(slack), [400, *split(rng, len(ids) - 400, 90)])
-    assert worst(found, whole) < TOLERANCE
+    ids = draw(rng, 800)
+    found = append(model, ids, model.make_caches(slack, **form), [400, *split(rng, len(ids) - 400, 90)])
+    assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_rewinding_equals_never_having_gone_there(tiny: Olmo3, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+@each_form
+def test_rewinding_equals_never_having_gone_there(
+    models: Callable[..., Olmo3], seed: int, form: Form
+) -> None:
+    model = models(GROUPED)
     rng = random.Random(seed)
-    caches = tiny.make_caches(rewind=64)
+    caches = model.make_caches(rewind=64, **form)
     said: list[int] = []
-    for _ in range(10):
-        new = draw(rng, rng.randint(1, 150))
-        found = append(tiny, new, caches, split(rng, len(new), rng.choice([1, 20, 200])))
+    for _ in range(6):
+        new = draw(rng, rng.randint(1, 120))
+        found = append(model, new, caches, split(rng, len(new), rng.choice([1, 20, 200])))
         said += new
-        expected = tiny(mx.array([said]))[0, -len(new) :]
-        assert worst(found, expected) < TOLERANCE
+        assert worst(found, fresh(model, said, form)[-len(new) :]) < TOLERANCE
         back = rng.randint(0, min(64, len(said)))
         rewind(caches, back)
         said = said[: len(said) - back]
         assert {cache.offset for cache in caches} == {len(said)}
 
 
-def test_every_position_around_a_wrap_can_be_rewound_to(tiny: Olmo3) -> None:
+@each_form
+def test_every_position_around_a_wrap_can_be_rewound_to(models: Callable[..., Olmo3], form: Form) -> None:
+    model = models(SMALL)
     rng = random.Random(0)
     capacity = RotatingKVCache(8, 16).capacity
     ids = draw(rng, capacity + 6)
-    whole = tiny(mx.array([ids]))[0]
+    whole = fresh(model, ids, form)
     for length in range(capacity - 5, capacity + 6):
         for back in (1, 7, 8, 16):
-            caches = tiny.make_caches(rewind=16)
-            append(tiny, ids[:length], caches, [length - 12, *[1] * 12])
+            caches = model.make_caches(rewind=16, **form)
+            append(model, ids[:length], caches, [length - 12, *[1] * 12])
             rewind(caches, back)
-            again = tiny(mx.array([ids[length - back : length]]), caches)[0]
+            again = model(mx.array([ids[length - back : length]]), caches)[0]
             assert worst(again, whole[length - back : length]) < TOLERANCE, (length, back)
+
+
+@pytest.mark.parametrize("window", [8, 128])
+@each_form
+def test_every_position_can_be_rewound_to_after_many_wraps(
+    models: Callable[..., Olmo3], window: int, form: Form
+) -> None:
+    model = models(SMALL, sliding_window=window)
+    rng = random.Random(window)
+    ids = draw(rng, 4 * (window + SLACK + 16))
+    whole = fresh(model, ids, form)
+    caches = model.make_caches(rewind=16, **form)
+    append(model, ids, caches, split(rng, len(ids), 150))
+    for back in range(1, 17):
+        rewind(caches, back)
+        again = model(mx.array([ids[-back:]]), caches)[0]
+        assert worst(again, whole[-back:]) < TOLERANCE, back
 
 
 def test_rewinding_too_far_says_how_far_and_changes_nothing(tiny: Olmo3) -> None:
@@ -109,12 +175,48 @@ def test_rewinding_too_far_says_how_far_and_changes_nothing(tiny: Olmo3) -> None
     assert worst(tiny(mx.array([ids[-1:]]), caches)[0], tiny(mx.array([ids]))[0, -1:]) < TOLERANCE
 
 
+@pytest.mark.parametrize("slack", [0, 5, 300])
+@pytest.mark.parametrize("longest", [1, 20, 150, 600])
+def test_as_many_positions_as_promised_can_always_be_taken_back(slack: int, longest: int) -> None:
+    rng = random.Random(longest)
+    cache = RotatingKVCache(8, slack)
+    furthest = 0  # what was dropped on the way there is gone
+    for new in split(rng, 2000, longest):
+        cache.append(mx.zeros((1, 1, new, 1)), mx.zeros((1, 1, new, 1)))
+        mx.eval(cache.state)
+        furthest = max(furthest, cache.offset)
+        assert cache.offset - cache.rewindable <= max(0, furthest - slack)
+        if rng.random() < 0.1:
+            cache.rewind(rng.randint(0, min(slack, cache.rewindable)))
+
+
 def test_a_fresh_cache_can_go_back_to_its_beginning(tiny: Olmo3) -> None:
     caches = tiny.make_caches(rewind=0)
     ids = draw(random.Random(2), 30)
     tiny(mx.array([ids]), caches)
     rewind(caches, 30)
     assert worst(tiny(mx.array([ids]), caches)[0], tiny(mx.array([ids]))[0]) < TOLERANCE
+
+
+# Bytes of a key and a value of 2 heads and 64 dimensions in bfloat16: 16 bits a value, 8.25, 4.75.
+SIZES = {16: 512, 8: 264, 4: 152}
+
+
+@pytest.mark.parametrize("bits", SIZES)
+@pytest.mark.parametrize("start", [0, 400])
+@pytest.mark.parametrize("chunk", [1, 64, 2048])
+def test_no_form_holds_more_bytes_than_it_says(bits: int, start: int, chunk: int) -> None:
+    how = KVQuantization(bits, 64, 64) if bits < 16 else None
+    for cache in (RotatingKVCache(128, 32, how, start), KVCache(how, start)):
+        for first in range(0, 1500, chunk):
+            new = mx.ones((1, 2, min(chunk, 1500 - first), 64), mx.bfloat16)
+            cache.append(new, new)
+            mx.eval(cache.state)
+            quantized = bits < 16 and cache.offset > start
+            assert cache.nbytes <= cache.room_for(cache.offset) * SIZES[bits if quantized else 16]
+        assert cache.nbytes == cache.room_for(1500) * SIZES[bits]
+        if isinstance(cache, RotatingKVCache):
+            assert cache.room_for(10**9) == cache.capacity == 127 + 32 + SLACK
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 2048])
@@ -132,9 +234,10 @@ def test_sliding_caches_stop_growing_and_full_ones_do_not(chunk: int) -> None:
     assert full.nbytes == full.room_for(3000) * position
 
 
-def test_memory_held_is_what_the_caches_say() -> None:
+@pytest.mark.parametrize("how", [None, KVQuantization(4, 64, 64)])
+def test_memory_held_is_what_the_caches_say(how: KVQuantization | None) -> None:
     """A view of a long prefill must not keep the whole of it alive behind a small buffer."""
-    cache = RotatingKVCache(64, rewind=0)
+    cache = RotatingKVCache(64, rewind=0, quantization=how)
     before = mx.get_active_memory()
     for _ in range(4):
         new = mx.random.normal((1, 4, 4096, 64))
@@ -173,16 +276,355 @@ def test_a_decoding_step_attends_to_the_window_without_a_mask() -> None:
         assert keys[0, 0, :, 0].tolist() == values[0, 0, :, 1].tolist() == expected
 
 
-def test_masks_say_who_sees_whom() -> None:
-    assert attention_mask(1, 0) is None
-    assert attention_mask(1, 500) is None
-    assert attention_mask(4, 3) == "causal"
-    assert attention_mask(4, 4, window=8) == "causal"
-    mask = attention_mask(3, 2, window=3)
-    assert isinstance(mask, mx.array)
-    expected = [
-        [True, True, True, False, False],
-        [False, True, True, True, False],
-        [False, False, True, True, True],
-    ]
-    assert np.array(mask).tolist() == expected
+# Copies, and caches restored from them.
+
+Saved = list[list[list[mx.array]]]  # for each layer, stretches one behind the other
+
+
+def saved(caches: Sequence[Any], pieces: int = 1) -> Saved:
+    """What is needed to go on from here: everything of full layers, the window's past of sliding ones."""
+    layers = []
+    for cache in caches:
+        stop = cache.offset
+        start = max(0, stop - (cache.window - 1)) if isinstance(cache, RotatingKVCache) else 0
+        edges = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
+        layers.append([cache.copy(a, b) for a, b in pairwise(edges) if a < b])
+    return layers
+
+
+def restore(caches: Sequence[Any], layers: Saved, position: int) -> None:
+    """Go on from there."""
+    for cache, stretches in zip(caches, layers, strict=True):
+        held = sum(stretch[0].shape[2] for stretch in stretches)
+        if isinstance(cache, RotatingKVCache):
+            cache.restart(position - held)
+        else:
+            cache.rewind(cache.offset)
+        for stretch in stretches:
+            cache.extend(stretch)
+        assert cache.offset == position
+
+
+@pytest.mark.parametrize("config", [GROUPED, ONE_HEAD], ids=["4-on-2", "5-on-1"])
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("length", [3, 7, 8, 140, 300])
+@each_form
+def test_a_restored_cache_goes_on_as_if_it_had_got_there(
+    models: Callable[..., Olmo3], config: dict[str, Any], pieces: int, length: int, form: Form
+) -> None:
+    model = models(config)
+    rng = random.Random(length)
+    ids = draw(rng, length + 30)
+    caches = model.make_caches(rewind=4, **form)
+    append(model, ids[:length], caches, split(rng, length, 70))
+    layers = saved(caches, pieces)
+    expected = fresh(model, ids, form)[length:]
+    other = model.make_caches(rewind=4, **form)
+    append(model, draw(rng, 200), other, [170, 30])  # another conversation
+    for target in (caches, model.make_caches(rewind=4, **form), other):
+        restore(target, layers, length)
+        found = append(model, ids[length:], target, [1, 20, 9])
+        assert worst(found, expected) < TOLERANCE
+
+
+@each_form
+def test_a_restored_cache_can_go_back_in_what_came_after(models: Callable[..., Olmo3], form: Form) -> None:
+    model = models(GROUPED)
+    rng = random.Random(7)
+    ids = draw(rng, 60)
+    caches = model.make_caches(rewind=16, **form)
+    model(mx.array([ids]), caches)
+    layers = saved(caches)
+    restore(caches, layers, 60)
+    sliding = [cache for cache in caches if isinstance(cache, RotatingKVCache)]
+    assert {(cache.rewindable, cache.first) for cache in sliding} == {(0, 53)}
+    with pytest.raises(CacheError, match="cannot take 1 of 60 positions back: 0 at most"):
+        rewind(caches, 1)
+    more = draw(rng, 5)
+    model(mx.array([more]), caches)
+    rewind(caches, 3)
+    more[2:] = draw(rng, 3)
+    found = model(mx.array([more[2:]]), caches)[0]
+    assert worst(found, fresh(model, ids + more, form)[-3:]) < TOLERANCE
+    with pytest.raises(CacheError):
+        rewind(caches, 6)
+
+
+@each_form
+def test_what_was_restored_near_the_beginning_can_go_back_to_it(
+    models: Callable[..., Olmo3], form: Form
+) -> None:
+    model = models(GROUPED)
+    ids = draw(random.Random(8), 7)
+    caches = model.make_caches(rewind=0, **form)
+    model(mx.array([ids]), caches)
+    restore(caches, saved(caches), 7)
+    rewind(caches, 7)
+    assert worst(model(mx.array([ids]), caches)[0], fresh(model, ids, form)) < TOLERANCE
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("span", [(0, 256), (0, 100), (30, 256), (255, 256)])
+@pytest.mark.parametrize("how", [None, KVQuantization(4, 64, 64)])
+def test_copies_do_not_change_with_the_buffer_and_do_not_keep_it(
+    how: KVQuantization | None, span: tuple[int, int], heads: int
+) -> None:
+    before = mx.get_active_memory()
+    cache = KVCache(how)
+    new = mx.random.normal((1, heads, STEP, 64))  # they fill the buffer
+    cache.append(new, new)
+    mx.eval(cache.state)
+    copies = cache.copy(*span)
+    kept = [mx.array(part.tolist(), part.dtype) for part in copies]
+    cache.rewind(STEP - span[0])
+    cache.append(-2 * new, 3 * new)
+    mx.eval(cache.state)
+    for part, was in zip(copies, kept, strict=True):
+        assert part.shape[2] == span[1] - span[0]
+        assert mx.array_equal(part, was)
+    del cache, new, kept, was
+    held = sum(part.nbytes for part in copies)
+    assert mx.get_active_memory() - before <= held + 4 * 20_000  # MLX shares what is at most a page longer
+
+
+def test_what_is_extended_with_copies_does_not_write_into_them() -> None:
+    one, two = KVCache(), KVCache()
+    new = mx.random.normal((1, 1, STEP, 8))
+    one.append(new, new)
+    copies = one.copy(0, STEP)
+    two.extend(copies)
+    two.rewind(10)
+    two.append(0 * new[:, :, :10], 0 * new[:, :, :10])
+    mx.eval(two.state)
+    assert mx.array_equal(copies[0], new)
+    assert mx.array_equal(one.copy(0, STEP)[1], new)
+
+
+@pytest.mark.parametrize("how", [None, KVQuantization(8, 32, 32)])
+def test_only_positions_that_are_held_can_be_copied(how: KVQuantization | None) -> None:
+    cache = RotatingKVCache(8, 4, how)
+    with pytest.raises(CacheError, match="expected positions in 0 to 0, got 0 to 1"):
+        cache.copy(0, 1)
+    for _ in range(4):
+        cache.append(mx.ones((1, 1, 50, 32)), mx.ones((1, 1, 50, 32)))
+    first = cache.first
+    assert 0 < first <= 200 - 7 - 4
+    for start, stop in ((first - 1, 200), (0, 10), (first, 201), (150, 150), (160, 150), (-5, 200)):
+        with pytest.raises(CacheError, match=f"expected positions in {first} to 200, got {start} to {stop}"):
+            cache.copy(start, stop)
+    assert cache.copy(first, 200)[0].shape[2] == 200 - first
+    cache.restart(90)
+    assert (cache.first, cache.offset, cache.nbytes, cache.state) == (90, 90, 0, [])
+    with pytest.raises(CacheError, match="expected positions in 90 to 90"):
+        cache.copy(89, 90)
+
+
+@each_quantized
+def test_unquantized_copies_go_into_quantized_caches_and_the_other_way_round(
+    models: Callable[..., Olmo3], form: Form
+) -> None:
+    """As happens where a text was copied before and is restored after it grew past kv_start."""
+    model = models(GROUPED)
+    ids = draw(random.Random(3), 70)
+    late = {**form, "kv_start": 50}
+    caches = model.make_caches(rewind=4, **late)
+    model(mx.array([ids[:40]]), caches)
+    plain = saved(caches)
+    assert {len(stretch) for layer in plain for stretch in layer} == {2}
+    expected = append(model, ids[40:], caches, [5, 25])
+    quantized = saved(caches)
+    assert {len(stretch) for layer in quantized for stretch in layer} == {4}
+
+    restore(caches, plain, 40)  # they are quantized by now, and stay so
+    assert all(cache.quantized for cache in caches)
+    again = model.make_caches(rewind=4, **late)
+    model(mx.array([ids[:40]]), again)
+    for cache in again:
+        cache._quantize()
+    assert (
+        worst(append(model, ids[40:], caches, [5, 25]), append(model, ids[40:], again, [5, 25])) < TOLERANCE
+    )
+
+    other = model.make_caches(rewind=4, **late)
+    restore(other, quantized, 70)  # not quantized yet: now they are
+    assert all(cache.quantized for cache in other)
+    after = draw(random.Random(4), 20)
+    restore(caches, quantized, 70)
+    assert worst(append(model, after, other, [20]), append(model, after, caches, [20])) < TOLERANCE
+    assert expected.shape == (30, VOCABULARY)
+
+
+# Quantized late.
+
+
+@each_quantized
+def test_kv_start_quantizes_once_the_text_is_longer_and_for_good(
+    models: Callable[..., Olmo3], form: Form
+) -> None:
+    model = models(GROUPED)
+    ids = draw(random.Random(5), 330)
+    caches = model.make_caches(rewind=64, **form, kv_start=300)
+    whole = fresh(model, ids[:300], PLAIN)
+    found = append(model, ids[:300], caches, [170, 130])
+    assert worst(found, whole) < TOLERANCE
+    assert not any(cache.quantized for cache in caches)
+    assert all(len(cache.state) == 2 for cache in caches)
+    model(mx.array([[ids[300]]]), caches)
+    assert all(cache.quantized for cache in caches)
+    rewind(caches, 40)
+    assert all(cache.quantized and len(cache.state) == 4 for cache in caches)
+    found = append(model, ids[261:], caches, [69])
+    # What came before was computed from exact keys and values, what lies 40 back and on was not.
+    other = model.make_caches(rewind=64, **form, kv_start=300)
+    append(model, ids[:261], other, [261])
+    for cache in other:
+        cache._quantize()
+    assert worst(found, append(model, ids[261:], other, [69])) < TOLERANCE
+
+
+@pytest.mark.xfail(strict=True, reason="nothing cannot be rotated: hadamard_transform refuses empty arrays")
+@pytest.mark.parametrize("how_on", ["append", "extend"])
+def test_a_cache_rewound_to_its_beginning_can_still_be_quantized(how_on: str) -> None:
+    how = KVQuantization(8, 32, 32)
+    for cache in (KVCache(how, start=4), RotatingKVCache(8, 0, how, start=4)):
+        three, nine = mx.ones((1, 1, 3, 32)), mx.ones((1, 1, 9, 32))
+        cache.append(three, three)
+        cache.rewind(3)
+        if how_on == "append":
+            cache.append(nine, nine)
+        else:
+            cache.extend(how.encode(nine, nine))
+        assert cache.quantized
+        assert cache.offset == 9
+
+
+@pytest.mark.parametrize("chunk", [1, 9, 200])
+@each_quantized
+def test_a_cache_quantized_late_is_the_one_quantized_by_hand_at_that_moment(
+    models: Callable[..., Olmo3], form: Form, chunk: int
+) -> None:
+    model = models(SMALL)
+    ids = draw(random.Random(chunk), 250 + chunk)
+    late = model.make_caches(rewind=8, **form, kv_start=250)
+    by_hand = model.make_caches(rewind=8, **form, kv_start=10**6)
+    for caches in (late, by_hand):
+        append(model, ids[:250], caches, [200, 50])
+        assert not any(cache.quantized for cache in caches)
+    for cache in by_hand:
+        cache._quantize()
+    new = mx.array([ids[250:]])
+    assert worst(model(new, late)[0], model(new, by_hand)[0]) < TOLERANCE
+    for ours, theirs in zip(late, by_hand, strict=True):
+        for a, b in zip(
+            ours.copy(ours.first, ours.offset), theirs.copy(ours.first, ours.offset), strict=True
+        ):
+            assert mx.array_equal(a, b)
+
+
+@each_quantized
+def test_a_first_pass_beyond_kv_start_is_quantized_at_once(models: Callable[..., Olmo3], form: Form) -> None:
+    model = models(GROUPED)
+    ids = draw(random.Random(6), 120)
+    late = model.make_caches(**form, kv_start=100)
+    assert worst(model(mx.array([ids]), late)[0], fresh(model, ids, form)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kv_bits": 5}, {"kv_bits": 0}, {"kv_bits": 8, "kv_group_size": 48}, {"kv_start": -1}, {"rewind": -1}],
+)
+def test_options_of_caches_outside_their_range_are_refused(
+    models: Callable[..., Olmo3], options: dict[str, int]
+) -> None:
+    with pytest.raises(OptionError, match=f"{list(options)[-1]} must"):
+        models(GROUPED).make_caches(**options)
+
+
+def test_heads_too_small_to_be_quantized_say_so(tiny: Olmo3) -> None:
+    with pytest.raises(OptionError, match="divide the head dimension 16"):
+        tiny.make_caches(kv_bits=8)
+
+
+@each_quantized
+def test_a_quantized_decoding_step_sees_the_window_and_nothing_else(form: Form) -> None:
+    cache = RotatingKVCache(8, 0, KVQuantization(form["kv_bits"], 32, 32))
+    queries = mx.zeros((1, 2, 1, 32))  # they weigh alike what they see
+    for position in range(400):
+        view = cache.append(mx.ones((1, 1, 1, 32)), mx.full((1, 1, 1, 32), float(position)))
+        assert isinstance(view, QuantizedKeysValues)
+        seen = range(max(0, position - 7), position + 1)
+        assert view.stop - view.start == len(seen)
+        found = float(view.attention(queries, scale=1.0, window=8)[0, 1, 0, 31].item())
+        assert found == pytest.approx(sum(seen) / len(seen), rel=1e-5)  # one scale each: exact
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.002), (4, 0.06)])
+def test_quantized_caches_cost_a_trained_model_little(
+    lab: Path, shared: Path, bits: int, limit: float
+) -> None:
+    model, tokenizer = load(lab, dtype="float32")
+    text = (shared / "text" / "wuthering_heights.txt").read_text(encoding="utf-8")[20_000:22_000]
+    ids = list(tokenizer.encode(text))[:160]
+    exact, found = (
+        logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        for logits in (fresh(model, ids, PLAIN), fresh(model, ids, {"kv_bits": bits}))
+    )
+    divergence = float((mx.exp(exact) * (exact - found)).sum(-1).mean().item())
+    assert 0 < divergence < limit
+
+
+# Anything, in any order.
+
+
+def play(model: Olmo3, seed: int, form: Form) -> None:
+    """Append, take back, save and restore at random; each append's logits are those of a fresh run."""
+    rng = random.Random(seed)
+    far = rng.choice([0, 5, 64])
+    caches = model.make_caches(rewind=far, **form)
+    said: list[int] = []
+    checkpoints: list[tuple[list[int], Saved]] = []
+    history: list[str] = []
+    for _ in range(rng.randint(5, 8)):
+        action = rng.choice(["append", "append", "rewind", "save", "restore", "anew"])
+        if action == "rewind" and said:
+            possible = min(cache.rewindable for cache in caches)
+            count = rng.choice([rng.randint(0, possible), min(possible, rng.randint(0, 9)), possible])
+            history.append(f"rewind {count}")
+            rewind(caches, count)
+            said = said[: len(said) - count]
+        elif action == "save" and said:
+            history.append("save")
+            checkpoints.append((said, saved(caches, rng.randint(1, 3))))
+        elif action in ("restore", "anew") and checkpoints:
+            said, layers = rng.choice(checkpoints)
+            history.append(f"{action} {len(said)}")
+            if action == "anew":
+                caches = model.make_caches(rewind=far, **form)
+            restore(caches, layers, len(said))
+        assert {cache.offset for cache in caches} == {len(said)}
+        new = draw(rng, rng.randint(1, rng.choice([2, 12, 300])))
+        longest = rng.choice([1, 7, 300]) if len(new) < 40 else rng.choice([30, 300])
+        chunks = split(rng, len(new), longest)
+        history.append(f"append {chunks}")
+        found = append(model, new, caches, chunks)
+        said = said + new
+        expected = fresh(model, said, form)
+        assert worst(found, expected[-len(new) :]) < TOLERANCE, (seed, far, history)
+
+
+def play_all(models: Callable[..., Olmo3], seeds: range) -> None:
+    for seed in seeds:
+        model = models(SMALL, sliding_window=(8, 128)[seed % 2])
+        play(model, seed, FORMS[seed // 2 % 3])
+
+
+def test_any_sequence_of_appends_rewinds_and_checkpoints_equals_a_fresh_run(
+    models: Callable[..., Olmo3],
+) -> None:
+    play_all(models, range(50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hundred", range(10))
+def test_a_thousand_sequences_equal_fresh_runs(models: Callable[..., Olmo3], hundred: int) -> None:
+    play_all(models, range(1000 + 100 * hundred, 1100 + 100 * hundred))
