@@ -269,7 +269,8 @@ def test_the_whole_cache_is_never_unpacked(monkeypatch: pytest.MonkeyPatch, leng
     before = mx.get_active_memory()
     mx.eval(how.attention(queries, arrays, slice(0, held), scale=0.1, window=0))
     used = mx.get_peak_memory() - before
-    assert used < 7 * one_head < heads * one_head / 4  # a CPU unpacks by way of wider integers
+    # One head and the next; a CPU unpacks by way of wider integers.
+    assert used < 9 * one_head < heads * one_head / 3
 
 
 @pytest.mark.parametrize(

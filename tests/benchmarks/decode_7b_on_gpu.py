@@ -12,6 +12,7 @@ import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -51,8 +52,8 @@ def models() -> tuple[Olmo3, Any]:
     return ours, other
 
 
-def run_ours(model: Olmo3, prompt: list[int], count: int, kv_bits: int | None) -> Run:
-    caches = model.make_caches(kv_bits=kv_bits)
+def run_ours(model: Olmo3, prompt: list[int], count: int, kv_bits: int, group: int | None) -> Run:
+    caches = model.make_caches(kv_bits=kv_bits or None, kv_group_size=group)
     begin = time.perf_counter()
     logits = prefill(model, prompt, caches)
     tokens = decode(model, logits, caches, Sampler(SamplingOptions()), count)
@@ -76,11 +77,11 @@ def timed(tokens: Iterator[Any], begin: float, length: int, count: int, caches: 
     return Run(length / (first - begin), (count - 1) / seconds, prefill_peak, sum(c.nbytes for c in caches))
 
 
-def measured(run: Callable[[], Run]) -> Run:
+def measured(run: Callable[..., Run], count: int) -> Run:
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()
-    return run()
+    return run(count=count)
 
 
 def main() -> None:
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompt", type=int, nargs="+", default=[512, 8192])
     parser.add_argument("--kv-bits", type=int, nargs="+", default=[0, 8, 4], help="0: not quantized")
+    parser.add_argument("--kv-group-size", type=int)
     args = parser.parse_args()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("mlx", "mlx-lm"))
     print(f"{mx.device_info().get('device_name')}, {versions}\n")
@@ -97,18 +99,13 @@ def main() -> None:
         " | peak of the prefill, ours and mlx-lm, GB | caches, GiB |\n|---|---|---|---|---|---|---|"
     )
     ours, other = models()
-    for length in args.prompt:
-        prompt = [(7 * i) % 100_000 for i in range(length)]
-        measured(lambda p=prompt: run_theirs(other, p, 8))
-        for bits in args.kv_bits:
-            measured(lambda p=prompt, b=bits: run_ours(ours, p, 8, b or None))
-            rounds = [
-                (
-                    measured(lambda p=prompt, b=bits: run_ours(ours, p, args.tokens, b or None)),
-                    measured(lambda p=prompt: run_theirs(other, p, args.tokens)),
-                )
-                for _ in range(args.rounds)
-            ]
+    for bits in args.kv_bits:
+        for length in args.prompt:
+            prompt = [(7 * i) % 100_000 for i in range(length)]
+            mine = partial(run_ours, ours, prompt, kv_bits=bits, group=args.kv_group_size)
+            peer = partial(run_theirs, other, prompt)
+            measured(peer, 8), measured(mine, 8)
+            rounds = [(measured(mine, args.tokens), measured(peer, args.tokens)) for _ in range(args.rounds)]
             print(row(length, bits, rounds), flush=True)
 
 
