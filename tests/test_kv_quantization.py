@@ -257,7 +257,7 @@ def test_few_queries_never_unpack_and_many_do(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("length", [1, 16])
 def test_the_whole_cache_is_never_unpacked(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    heads, held, dim = 32, 1024, 128
+    heads, held, dim = 48, 1024, 128
     how = KVQuantization(4, 128, dim)
     arrays = how.encode(normal(1, heads, held, dim), normal(1, heads, held, dim, seed=1))
     queries = normal(1, heads, length, dim, seed=2)
@@ -269,8 +269,8 @@ def test_the_whole_cache_is_never_unpacked(monkeypatch: pytest.MonkeyPatch, leng
     before = mx.get_active_memory()
     mx.eval(how.attention(queries, arrays, slice(0, held), scale=0.1, window=0))
     used = mx.get_peak_memory() - before
-    # One head and the next; a CPU unpacks by way of wider integers.
-    assert used < 9 * one_head < heads * one_head / 3
+    # Two in flight, and a CPU unpacks by way of wider integers.
+    assert used < 10 * one_head < heads * one_head / 4
 
 
 @pytest.mark.parametrize(
