@@ -136,7 +136,7 @@ class RandomUse:
         try:
             for number in range(steps):
                 does = self.rng.choice(
-                    [self.append, self.append, self.append, self.edit, self.branch, self.goto, self.reload]
+                    [self.append, self.append, self.edit, self.branch, self.branch, self.goto, self.reload]
                 )
                 self.step = f"{self.name}: step {number}, {does.__name__} at {len(self.session.tokens)}"
                 does()
@@ -148,10 +148,7 @@ class RandomUse:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def append(self) -> None:
-        self.prefill(draw(self.rng, self.rng.randint(1, 300)))
-        if self.rng.random() < 0.6:
-            self.session.checkpoint()
-            self.marked.add(tuple(self.session.tokens))
+        self.prefill(draw(self.rng, self.rng.randint(1, self.rng.choice([30, 300, 300]))))
         self.known.append(list(self.session.tokens))
 
     def prefill(self, new: list[int]) -> None:
@@ -161,8 +158,11 @@ class RandomUse:
         self.passes += [min(256, len(new) - start) for start in range(0, len(new), 256)]
         if before + len(new) != len(self.session.tokens):
             self.found.tokens.append(self.step)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.4:
             self.compare(logits)
+        if self.rng.random() < 0.6:
+            self.session.checkpoint()
+            self.marked.add(tuple(self.session.tokens))
 
     def compare(self, logits: mx.array) -> None:
         """With a fresh run; a quantized one rounds as what it is given, so it is given the same passes."""
@@ -199,7 +199,8 @@ class RandomUse:
     def branch(self) -> None:
         """Go on from somewhere in some conversation."""
         known = self.rng.choice(self.known)
-        self.match([*known[: self.rng.randint(0, len(known))], *draw(self.rng, self.rng.randint(1, 40))])
+        stop = self.rng.choice([len(known), self.rng.randint(0, len(known))])
+        self.match([*known[:stop], *draw(self.rng, self.rng.randint(1, 40))])
 
     def edit(self) -> None:
         """Go on from near the end of some conversation."""
@@ -269,7 +270,7 @@ def explore(seeds: range) -> Findings:
     """Run the sequences, and see what they hold in memory and whether the budget is ever passed."""
     found = Findings()
     for seed in seeds:
-        RandomUse(seed, found).run(8)
+        RandomUse(seed, found).run(10)
     return found
 
 
@@ -285,7 +286,7 @@ def assert_nothing(found: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["errors", "logits", "tokens", "offsets", "runs", "budget", "disk"])
 def test_random_sequences_are_exact_and_run_no_token_that_need_not(found: Findings, kind: str) -> None:
-    assert found.compared > 100
+    assert found.compared > 80
     assert found.restored > 20
     assert_nothing(getattr(found, kind))
 
@@ -362,8 +363,9 @@ def test_branches_can_be_switched_between_without_running_a_token(model: Olmo3, 
     unbounded.checkpoint()
     branches = [[*trunk, *ids(400, seed)] for seed in range(1, 5)]
     for branch in branches:
-        assert unbounded.match(branch) == 300
-        unbounded.prefill(branch[300:])
+        held = unbounded.match(branch)
+        assert held >= 300
+        unbounded.prefill(branch[held:])
         unbounded.checkpoint()
     for branch in [*branches, *branches[::-1]]:
         assert unbounded.match([*branch, 5]) == 700
@@ -381,8 +383,9 @@ def test_branches_share_what_they_have_in_common(model: Olmo3) -> None:
     one = session.checkpoint_bytes
     for seed in range(1, 6):
         branch = [*trunk, *ids(20, seed)]
-        assert session.match(branch) == 3000
-        session.prefill(branch[3000:])
+        held = session.match(branch)
+        assert held >= 3000
+        session.prefill(branch[held:])
         session.checkpoint()
     session.goto(0)
     assert session.checkpoint_bytes < 1.2 * one
@@ -580,6 +583,7 @@ def active() -> int:
 
 def test_memory_is_what_the_caches_and_checkpoints_say() -> None:
     model = model_of(128)
+    fresh(model, ids(1500))
     before = active()
     session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
     trunk = ids(1200)
