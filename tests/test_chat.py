@@ -710,7 +710,7 @@ def edited_question(demo: tuple[Olmo3, Tokenizer], session: Session, tokens: int
     return chat, list(chat.edit("What is 17 + 25?"))[-1].prompt_tokens
 
 
-@pytest.mark.parametrize("rewind", [0, 512])
+@pytest.mark.parametrize("rewind", [0, pytest.param(512, marks=pytest.mark.slow)])
 def test_editing_the_last_question_of_a_long_conversation_runs_just_the_new_tokens(
     demo: tuple[Olmo3, Tokenizer], rewind: int
 ) -> None:
@@ -747,7 +747,7 @@ def test_a_long_first_message_whose_end_is_edited_costs_its_end(
     tokenizer: Tokenizer, position: float, rewind: int
 ) -> None:
     """However long the answer was: the message has checkpoints of its own, every 512 tokens."""
-    model: Any = ScriptedModel(saying(tokenizer, "ok<|im_end|>"), window=8)
+    model: Any = ScriptedModel(lambda history: IM_END, window=8, context=8192)
     text = ["I walked along the shore."] * 600
     message, edited = " ".join(text), " ".join([*text[: int(600 * position)], "Nobody came."])
     session = Session(model, rewind=rewind)
