@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -905,3 +906,41 @@ def test_every_block_knows_all_tokens_before_it(model: Olmo3, unbounded: Session
         unbounded.checkpoint()
     names = [block.name for block in branches_of(unbounded)]
     assert len(set(names)) == len(names) > 5
+
+
+def test_a_later_checkpoint_is_restored_and_rewound_where_that_runs_nothing(model: Olmo3) -> None:
+    """The nearest way to 290 of 900 is over the checkpoint at 300, which keeps 64 tokens to rewind."""
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=64)
+    session.prefill(ids(300))
+    session.checkpoint()
+    session.prefill(ids(600, 1))
+    assert session.goto(290) <= 10
+    assert goes_on(model, session)
+
+
+def test_an_answer_that_goes_on_after_the_session_went_elsewhere_spoils_nothing(model: Olmo3) -> None:
+    """Two readers of one session: the first one's answer may end or fail, the session stays right."""
+    session = Session(model)
+    first = session.decode(session.prefill(ids(30)), greedy, 10)
+    said = list(itertools.islice(first, 2))
+    assert len(said) == 2
+    session.prefill(ids(40, 1)[session.match(ids(40, 1)) :])
+    with suppress(CacheError):
+        list(first)
+    assert goes_on(model, session)
+
+
+def test_a_checkpoint_that_a_switch_drives_out_while_it_is_restored_costs_its_run(model: Olmo3) -> None:
+    """Keeping the branch that is left may push out what is being gone to."""
+    wrong = []
+    for limit in range(20_000, 400_000, 20_000):
+        session = Session(model, checkpoint_bytes=limit, rewind=0)
+        branches = [ids(200, seed) for seed in range(3)]
+        try:
+            for branch in [*branches, *branches, *branches[::-1]]:
+                session.prefill([*branch, 1][session.match([*branch, 1]) :])
+                session.checkpoint()
+                assert session.checkpoint_bytes <= limit
+        except KeyError as error:
+            wrong.append(f"budget {limit}: {error!r}")
+    assert_nothing(wrong)
