@@ -21,9 +21,12 @@ from olmo3_mlx import (
     TemplateError,
     Tokenizer,
     generate,
+    stream,
 )
 from olmo3_mlx.chat_template import ChatTemplate
 from olmo3_mlx.completion import _answer, join
+from olmo3_mlx.identity import identity
+from olmo3_mlx.session_files import SessionFiles
 
 
 @pytest.fixture(scope="module")
@@ -536,3 +539,317 @@ def test_whatever_happens_the_model_sees_the_conversation_as_it_was_said(
         expected += [message, assistant(text_of(said))]
         assert chat.messages == expected
         assert held_ids(chat.session.caches) == [*model.prompts[-1], *ids_of(said)[:-1]]
+
+
+# Editing, retrying, taking back
+
+
+def scripted_chat(tokenizer: Tokenizer, *answers: str, **options: Any) -> tuple[ScriptedModel, Chat]:
+    model = ScriptedModel(saying(tokenizer, *(f"{answer}<|im_end|>" for answer in answers)))
+    return model, chat_with(model, tokenizer, **options)
+
+
+def test_a_retry_answers_the_last_message_anew_and_runs_one_token(tokenizer: Tokenizer) -> None:
+    model, chat = scripted_chat(tokenizer, "one", "two three")
+    for text in ("Hi", "Ho"):
+        say(chat, text)
+    before = list(chat.messages)
+    again = list(chat.retry())
+    assert text_of(again) == "two three"
+    assert again[-1].prompt_tokens == 1
+    assert chat.messages == before
+    assert held_ids(chat.session.caches) == [*model.prompts[1], *tokenizer.encode("two three")]
+
+
+def test_an_edit_puts_another_message_in_the_place_of_the_last(tokenizer: Tokenizer) -> None:
+    model, chat = scripted_chat(tokenizer, "one", "two")
+    for text in ("Hi", "What is the name of the ship?"):
+        say(chat, text)
+    edited = list(chat.edit("What is the name of the sea?"))
+    assert chat.messages == [
+        user("Hi"),
+        assistant("one"),
+        user("What is the name of the sea?"),
+        assistant("two"),
+    ]
+    assert tokenizer.decode(model.prompts[-1]) == tokenizer.apply_chat_template(chat.messages[:3])
+    end = tokenizer.encode(" sea?<|im_end|>\n<|im_start|>assistant\n")
+    assert edited[-1].prompt_tokens <= len(end) + 1
+
+
+def test_undo_takes_the_last_turn_back_and_the_one_before_is_then_the_last(tokenizer: Tokenizer) -> None:
+    model, chat = scripted_chat(tokenizer, "one", "two", "three")
+    for text in ("Hi", "Ho", "Hu"):
+        say(chat, text)
+    chat.undo()
+    assert chat.messages == [user("Hi"), assistant("one"), user("Ho"), assistant("two")]
+    chat.undo()
+    assert chat.messages == [user("Hi"), assistant("one")]
+    assert text_of(say(chat, "He")) == "two"
+    assert tokenizer.decode(model.prompts[-1]) == tokenizer.apply_chat_template(chat.messages[:3])
+    chat.undo()
+    chat.undo()
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("what", ["edit", "retry", "undo"])
+def test_before_anything_was_said_there_is_nothing_to_go_back_to(
+    tokenizer: Tokenizer, what: str, system: str | None
+) -> None:
+    _, chat = scripted_chat(tokenizer, "one", system=system)
+    before = list(chat.messages)
+    does = {"edit": lambda: chat.edit("Ho"), "retry": chat.retry, "undo": chat.undo}[what]
+    for _ in range(2):
+        with pytest.raises(PromptError, match="nothing was said") as error:
+            does()
+        assert "\n" not in str(error.value)
+        assert chat.messages == before
+        say(chat, "Hi")
+        chat.undo()
+    assert text_of(say(chat, "Hi")) == "one"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "a\ud800", "x " * 5000, None, 3])
+def test_an_edit_that_cannot_be_sent_leaves_the_conversation_as_it_was(
+    tokenizer: Tokenizer, text: Any
+) -> None:
+    _, chat = scripted_chat(tokenizer, "one", "two")
+    say(chat, "Hi")
+    before, tokens = list(chat.messages), chat.tokens
+    with pytest.raises(PromptError):
+        chat.edit(text)
+    assert (chat.messages, chat.tokens) == (before, tokens)
+    assert text_of(say(chat, "Ho")) == "two"
+
+
+@pytest.mark.parametrize("what", ["edit", "retry"])
+def test_an_edit_or_retry_that_is_never_read_or_interrupted_leaves_the_turn(
+    tokenizer: Tokenizer, what: str
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    _, chat = scripted_chat(tokenizer, "one", "two", "three")
+    for text in ("Hi", "Ho"):
+        say(chat, text)
+    before = list(chat.messages)
+
+    def begin(**options: Any) -> Any:
+        return chat.edit("Ha", **options) if what == "edit" else chat.retry(**options)
+
+    begin()
+    assert chat.messages == before
+    with pytest.raises(KeyboardInterrupt):
+        list(begin(progress=interrupt))
+    assert chat.messages == before
+    assert text_of(say(chat, "Hu")) == "three"
+
+
+def test_a_retry_in_the_middle_of_an_answer_ends_it(tokenizer: Tokenizer) -> None:
+    model, chat = scripted_chat(tokenizer, "one two three four")
+    pieces = chat.send("Hi")
+    next(pieces)
+    assert text_of(list(chat.retry())) == "one two three four"
+    assert list(pieces) == []
+    assert chat.messages == [user("Hi"), assistant("one two three four")]
+    assert model.prompts[0] == held_ids(chat.session.caches)[: len(model.prompts[0])]
+
+
+def test_a_retry_after_messages_were_changed_by_hand_answers_what_stands_there(tokenizer: Tokenizer) -> None:
+    model, chat = scripted_chat(tokenizer, "one", "two")
+    say(chat, "Hi")
+    chat.messages[0]["content"] = "Hello"
+    list(chat.retry())
+    assert chat.messages[0] == user("Hello")
+    assert tokenizer.decode(model.prompts[-1]) == tokenizer.apply_chat_template([user("Hello")])
+
+
+def test_two_branches_of_a_chat_are_gone_between_without_reading_them_again(
+    demo: tuple[Olmo3, Tokenizer],
+) -> None:
+    chat = Chat(*demo, session=Session(demo[0], rewind=0), temperature=0, max_tokens=30)
+    say(chat, "My name is Ada. " + "I walked along the shore and looked at the grey sea. " * 20)
+    first = say(chat, "What is my name?")
+    turn = len(
+        demo[1].encode("<|im_end|>\n<|im_start|>user\nWhat is my name?<|im_end|>\n<|im_start|>assistant\n")
+    )
+    other = list(chat.edit("What is 3 + 4?"))
+    back = list(chat.edit("What is my name?"))
+    assert other[-1].prompt_tokens <= turn + 1
+    assert back[-1].prompt_tokens <= turn + 1
+    assert ids_of(back) == ids_of(first)
+
+
+# A session of one's own
+
+
+def test_a_session_decides_on_the_context(tokenizer: Tokenizer) -> None:
+    model = ScriptedModel(saying(tokenizer, "a<|im_end|>"))
+    chat = chat_with(model, tokenizer, session=Session(model, context=60))  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="60"):
+        chat.send("x " * 60)
+
+
+def test_what_a_session_held_before_a_chat_is_used_and_then_left(
+    demo: tuple[Olmo3, Tokenizer],
+) -> None:
+    session = Session(demo[0])
+    say(Chat(*demo, session=session, temperature=0), "My name is Ada.")
+    second = say(Chat(*demo, session=session, temperature=0), "My name is Ada.")
+    assert text_of(second) == "Nice to meet you, Ada."
+    assert second[-1].prompt_tokens == 1
+
+
+def edited_question(demo: tuple[Olmo3, Tokenizer], session: Session, tokens: int = 1000) -> tuple[Chat, int]:
+    """A conversation of at least so many tokens, its last question edited; and what that ran."""
+    chat = Chat(*demo, session=session, temperature=0, max_tokens=10)
+    while chat.tokens < tokens:
+        say(chat, "I walked along the shore and looked at the grey sea and the ships. " * 15)
+    say(chat, "What is 3 + 4?")
+    return chat, list(chat.edit("What is 17 + 25?"))[-1].prompt_tokens
+
+
+@pytest.mark.parametrize("rewind", [0, pytest.param(512, marks=pytest.mark.slow)])
+def test_editing_the_last_question_of_a_long_conversation_runs_just_the_new_tokens(
+    demo: tuple[Olmo3, Tokenizer], rewind: int
+) -> None:
+    chat, ran = edited_question(demo, Session(demo[0], rewind=rewind))
+    new = demo[1].encode("<|im_end|>\n<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n<|im_start|>assistant\n")
+    assert ran <= len(new) + 1
+    fresh = generate(*demo, chat.messages[:-1], temperature=0, max_tokens=10)
+    assert fresh.text == chat.messages[-1]["content"]
+
+
+def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], tmp_path: Path) -> None:
+    model, tokenizer = demo
+
+    def session() -> Session:
+        return Session(model, files=SessionFiles(tmp_path, identity(model), ""))
+
+    chat, _ = edited_question(demo, session(), 600)
+    chat.session.save()
+    again = Chat(*demo, session=session(), temperature=0, max_tokens=10)
+    again.session.resume()
+    again.messages = list(chat.messages)
+    ran = say(again, "What is my name?")[-1].prompt_tokens
+    new = tokenizer.encode(
+        "<|im_end|>\n<|im_start|>user\nWhat is my name?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert ran <= len(new) + 1
+    say(chat, "What is my name?")
+    assert again.messages == chat.messages
+
+
+@pytest.mark.parametrize("rewind", [1, 512])
+@pytest.mark.parametrize("position", [0.5, 0.9, 0.99])
+def test_a_long_first_message_whose_end_is_edited_costs_its_end(
+    tokenizer: Tokenizer, position: float, rewind: int
+) -> None:
+    """However long the answer was: the message has checkpoints of its own, every 512 tokens."""
+    model: Any = ScriptedModel(lambda history: IM_END, window=8, context=8192)
+    text = ["I walked along the shore."] * 600
+    message, edited = " ".join(text), " ".join([*text[: int(600 * position)], "Nobody came."])
+    session = Session(model, rewind=rewind)
+    join(stream(model, tokenizer, [user(message)], session=session))
+    held = list(session.tokens)
+    session.prefill([5] * 900)  # as an answer too long to be rewound
+    session.checkpoint()
+    again = join(stream(model, tokenizer, [user(edited)], session=session))
+    ids = tokenizer.encode(tokenizer.apply_chat_template([user(edited)]))
+    common = next(i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b)
+    assert common > 1800 * position
+    assert again.prompt_tokens < len(ids) - common + 512
+    assert model.prompts[-1] == ids
+
+
+# A stateless client
+
+
+def client(
+    tokenizer: Tokenizer, session: Session, history: list[dict[str, str]], text: str, **options: Any
+) -> Completion:
+    """Sends all of the conversation, and keeps of the answer what is behind its thinking."""
+    history.append(user(text))
+    model: Any = session._model
+    whole = join(stream(model, tokenizer, list(history), session=session, **options))
+    history.append(assistant(whole.text.split("</think>")[-1]))
+    return whole
+
+
+@pytest.mark.parametrize("rewind", [1, 16, 512])
+@pytest.mark.parametrize("length", [20, 700])
+def test_a_history_without_its_thinking_costs_only_what_changed(
+    thinking: Tokenizer, length: int, rewind: int
+) -> None:
+    """What changed is the last answer, now without its thinking, and the new message."""
+    begin, filler = thinking.encode("<|im_start|>")[0], thinking.encode(" so")[0]
+    answers = [thinking.encode(f"</think>The answer is {n}.<|im_end|>") for n in range(5)]
+
+    def script(history: list[int]) -> int:
+        since = history[::-1].index(begin) - len(thinking.encode("assistant\n<think>"))
+        answer = answers[history.count(begin) // 2 - 1]
+        return filler if since < length else [*answer, filler][min(since - length, len(answer))]
+
+    model = ScriptedModel(script, window=8)
+    session = Session(model, rewind=rewind)  # type: ignore[arg-type]
+    history: list[dict[str, str]] = []
+    for turn in range(5):
+        said = client(thinking, session, history, f"Question {turn}: why is the sea grey?")
+        assert said.generation_tokens > length
+        assert said.text.endswith(f"The answer is {turn}.")
+        if turn:
+            changed = thinking.encode(
+                f"<|im_start|>assistant\nThe answer is {turn - 1}.<|im_end|>\n<|im_start|>user\n"
+                f"Question {turn}: why is the sea grey?<|im_end|>\n<|im_start|>assistant\n<think>"
+            )
+            assert said.prompt_tokens <= len(changed) + 1
+        prompt = thinking.apply_chat_template(history[:-1])
+        assert thinking.decode(model.prompts[-1]) == prompt
+        assert held_ids(session.caches)[: len(model.prompts[-1])] == model.prompts[-1]
+
+
+def test_the_demo_thinks_the_same_for_a_client_that_sends_no_thinking_back(
+    demo: tuple[Olmo3, Tokenizer], thinking: Tokenizer
+) -> None:
+    session = Session(demo[0], rewind=4)
+    history: list[dict[str, str]] = []
+    for text in ("What is 3 + 4?", "What is 17 + 25?", "What is 2 + 9?"):
+        said = client(thinking, session, history, text, temperature=0)
+        fresh = generate(demo[0], thinking, history[:-1], temperature=0)
+        assert said.token_ids == fresh.token_ids
+        assert said.prompt_tokens <= fresh.prompt_tokens
+
+
+@pytest.mark.parametrize("end", [IM_END, ENDOFTEXT])
+def test_a_client_that_sends_everything_back_costs_just_the_new_message(
+    thinking: Tokenizer, end: int
+) -> None:
+    answers = [[*letters(thinking, f"<think>So, {n}.</think>It is {n}."), end] for n in range(4)]
+    model = ScriptedModel(saying(thinking, *answers), window=8)
+    session = Session(model, rewind=1)  # type: ignore[arg-type]
+    history: list[dict[str, str]] = []
+    added = len(
+        thinking.encode("<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>")
+    )
+    for turn in range(4):
+        history.append(user("Why?"))
+        any_model: Any = model
+        said = join(stream(any_model, thinking, list(history), session=session))
+        history.append(assistant("<think>" + said.text))
+        if turn:
+            assert said.prompt_tokens <= added + 1
+
+
+def test_an_answer_whose_end_the_client_edited_costs_its_end(tokenizer: Tokenizer) -> None:
+    """The model's own spelling is kept as far as its words are."""
+    said = "another one of the ships walked along the shore"
+    model = ScriptedModel(saying(tokenizer, [*letters(tokenizer, said), IM_END], "ok<|im_end|>"))
+    any_model: Any = model
+    session = Session(any_model)
+    join(stream(any_model, tokenizer, [user("Hi")], session=session))
+    history = [user("Hi"), assistant(said.replace("shore", "beach")), user("Ho")]
+    again = join(stream(any_model, tokenizer, history, session=session))
+    end = tokenizer.encode("beach<|im_end|>\n<|im_start|>user\nHo<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(model.prompts[-1]) == tokenizer.apply_chat_template(history)
+    assert again.prompt_tokens <= len(end) + 5

@@ -3,6 +3,8 @@
 import codecs
 import json
 import random
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -403,3 +405,142 @@ def test_special_tokens_of_their_own_file_reach_the_template(folder: Path) -> No
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
     write_config(folder, chat_template="{{ eos_token }}")
     assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "<|endoftext|>"
+
+
+# Text spelled as it was
+
+
+def spelled(tokenizer: Tokenizer, text: str, rng: random.Random) -> list[int]:
+    """Ids of a text, cut into pieces at random places, special tokens aside."""
+    ids: list[int] = []
+    for part in re.split(r"(<\|[a-z_]+\|>)", text):
+        if part.startswith("<|"):
+            ids += tokenizer.encode(part)
+            continue
+        while part:
+            length = rng.randint(1, 6)
+            ids += tokenizer.encode(part[:length])
+            part = part[length:]  # noqa: PLW2901
+    return ids
+
+
+def shared_beginning(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+TURN = "<|im_start|>user\nHello there, old captain.<|im_end|>\n<|im_start|>assistant\n"
+ANSWER = "another one of the ships, and the sea: 漢字 é 😀 walked"
+
+
+def test_a_text_that_nothing_is_held_of_is_encoded(small: Tokenizer) -> None:
+    for held in ([], small.encode("<|im_start|>system\nSomething else")):
+        assert small.encode_like(TURN, held) == small.encode(TURN)
+
+
+def test_a_text_is_spelled_as_the_model_spelled_it(small: Tokenizer) -> None:
+    rng = random.Random(0)
+    for _ in range(20):
+        held = [*small.encode(TURN), *spelled(small, ANSWER, rng)]
+        more = f"{TURN}{ANSWER}<|im_end|>\n<|im_start|>user\nAnd?"
+        found = small.encode_like(more, held)
+        assert found[: len(held)] == held
+        assert small.decode(found) == more
+
+
+def test_two_answers_are_each_spelled_as_they_were(small: Tokenizer) -> None:
+    rng = random.Random(1)
+    held: list[int] = []
+    text = ""
+    for _ in range(4):
+        held += [*small.encode(TURN), *spelled(small, ANSWER, rng), *small.encode("<|im_end|>\n")]
+        text += f"{TURN}{ANSWER}<|im_end|>\n"
+    found = small.encode_like(text + TURN, held)
+    assert found[: len(held)] == held
+    assert small.decode(found) == text + TURN
+
+
+def test_an_answer_cut_short_is_spelled_as_it_was_as_far_as_it_goes(small: Tokenizer) -> None:
+    """The held ids end in the middle of what the text says: its rest is encoded."""
+    answer = spelled(small, ANSWER, random.Random(2))
+    for stop in range(1, len(answer)):
+        held = [*small.encode(TURN), *answer[:stop]]
+        found = small.encode_like(TURN + ANSWER, held)
+        assert small.decode(found) == TURN + ANSWER
+        if "\ufffd" not in small.decode(held):
+            assert found[: len(held)] == held
+
+
+def test_an_answer_whose_end_was_edited_keeps_the_spelling_of_its_beginning(small: Tokenizer) -> None:
+    said = "another one of the ships walked along the shore"
+    answer = [token for character in said for token in small.encode(character)]
+    for follow in ("", "<|im_end|>\n<|im_start|>user\nAnd?"):
+        held = [*small.encode(TURN), *answer, *small.encode(follow)]
+        text = TURN + said.removesuffix("shore") + "beach" + follow
+        found = small.encode_like(text, held)
+        assert small.decode(found) == text
+        assert shared_beginning(found, held) >= len(small.encode(TURN)) + len(answer) - 6
+
+
+def test_an_answer_that_was_cut_off_by_the_client_keeps_the_spelling_of_its_beginning(
+    small: Tokenizer,
+) -> None:
+    said = "another one of the ships walked along the shore"
+    answer = [token for character in said for token in small.encode(character)]
+    held = [*small.encode(TURN), *answer]
+    text = TURN + said[:30] + "<|im_end|>\n"
+    found = small.encode_like(text, held)
+    assert small.decode(found) == text
+    assert shared_beginning(found, held) >= len(small.encode(TURN)) + 29
+
+
+def test_an_unfinished_character_is_not_taken_for_another(small: Tokenizer) -> None:
+    parts = small.encode("😀")
+    assert len(parts) > 1
+    for other in ("😀", "😁", "a", "\ufffd", ""):
+        held = [*small.encode(TURN), *small.encode("so "), *parts[:-1]]
+        text = f"{TURN}so {other}<|im_end|>"
+        assert small.decode(small.encode_like(text, held)) == text
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_however_something_is_held_a_text_keeps_its_meaning(small: Tokenizer, seed: int) -> None:
+    rng = random.Random(seed)
+    pieces = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "\n",
+        "user",
+        "assistant",
+        "é",
+        "😀",
+        "漢",
+        " the",
+    ]
+    pieces += [" sea", "an", "other", " ", "  ", "</think>", "<think>", "<function_calls>", "1", "23"]
+    for _ in range(60):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 25)))
+        other = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 10)))
+        held = spelled(small, text[: rng.randint(0, len(text))] + other * rng.randint(0, 1), rng)
+        held = held[: rng.randint(0, len(held))]
+        found = small.encode_like(text, held)
+        assert small.decode(found) == text
+        if shared_beginning(found, held) == 0:
+            assert not held or not text or found == small.encode(text)
+
+
+def test_spelling_a_long_conversation_takes_no_more_than_linear_time(small: Tokenizer) -> None:
+    """All answers of a hundred turns are spelled otherwise than `encode` spells them."""
+    rng = random.Random(5)
+
+    def seconds(turns: int) -> float:
+        answer = spelled(small, ANSWER, rng)
+        end = small.encode("<|im_end|>\n")
+        held = [*small.encode(TURN), *answer, *end] * turns
+        begin = time.perf_counter()
+        found = small.encode_like(f"{TURN}{ANSWER}<|im_end|>\n" * turns, held)
+        assert found == held
+        return time.perf_counter() - begin
+
+    seconds(10)
+    assert min(seconds(400) for _ in range(2)) < 30 * min(seconds(40) for _ in range(3)) + 0.05

@@ -1,0 +1,949 @@
+"""Sessions by their properties: whatever was appended, taken back, branched, kept, saved and loaded, the
+logits are those of a fresh run, and no token runs that need not; and errors leave a session that goes on.
+"""
+
+import gc
+import itertools
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model
+from test_completion import IM_END, ScriptedModel, held_ids
+
+from olmo3_mlx import CacheError, Olmo3, OptionError, PromptError, Session
+from olmo3_mlx.blocks import Block, BlockStore
+from olmo3_mlx.generation import prefill
+from olmo3_mlx.session_files import SessionFiles
+
+TOLERANCE = 1e-4  # on logits of about 10, in float32
+VOCABULARY = TINY["vocab_size"]
+PLENTY = 10**9
+LONG = {**TINY, "max_position_embeddings": 8192, "head_dim": 32}
+
+MODELS: dict[int, Olmo3] = {}
+
+
+def model_of(window: int) -> Olmo3:
+    """TINY with heads that can be quantized, room for long conversations and this window."""
+    if window not in MODELS:
+        MODELS[window] = random_model({**LONG, "sliding_window": window})
+    return MODELS[window]
+
+
+@pytest.fixture(scope="module")
+def model() -> Olmo3:
+    return model_of(8)
+
+
+def draw(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(count)]
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return draw(random.Random(seed), count)
+
+
+def fresh(model: Olmo3, tokens: Sequence[int], **caches: Any) -> mx.array:
+    """The logits after these tokens, as caches that never held anything else give them."""
+    return prefill(model, tokens, model.make_caches(**caches))
+
+
+def worst(found: mx.array, expected: mx.array) -> float:
+    return float(mx.abs(found - expected).max().item())
+
+
+def goes_on(model: Olmo3, session: Session, **caches: Any) -> bool:
+    """Whether the session is consistent, and gives the logits of a fresh run from here on."""
+    tokens = list(session.tokens)
+    assert {cache.offset for cache in session.caches} == {len(tokens)}
+    new = ids(3, seed=len(tokens) + 1)
+    return worst(session.prefill(new), fresh(model, [*tokens, *new], **caches)) < TOLERANCE
+
+
+def same(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first elements are equal."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def rewindable(session: Session) -> int:
+    return min(cache.rewindable for cache in session.caches)
+
+
+# Any sequence
+
+
+@dataclass
+class Findings:
+    """What was seen to go wrong over random sequences, by kind."""
+
+    errors: list[str] = field(default_factory=list)
+    logits: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    offsets: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    budget: list[str] = field(default_factory=list)
+    disk: list[str] = field(default_factory=list)
+    compared: int = 0
+    restored: int = 0
+
+
+class RandomUse:
+    """One random sequence of what one does with a session, and what is then expected of it."""
+
+    def __init__(self, seed: int, found: Findings) -> None:
+        self.rng = rng = random.Random(seed)
+        self.found = found
+        self.window = rng.choice([8, 128])
+        self.model = model_of(self.window)
+        self.bits = rng.choice([None, None, 8, 4])
+        self.rewind = rng.choice([0, 0, 5, 64, 512])
+        self.limit = rng.choice([0, 100_000, 1_000_000, PLENTY, PLENTY, PLENTY])
+        self.disk = rng.choice([0, 300_000, PLENTY, PLENTY])
+        self.folder = Path(tempfile.mkdtemp()) if rng.random() < 0.4 else None
+        self.name = (
+            f"seed {seed} window {self.window} bits {self.bits} rewind {self.rewind} limit {self.limit}"
+        )
+        self.name += f" disk {self.disk}" if self.folder else ""
+        self.session = self.make()
+        self.known: list[list[int]] = [[]]  # conversations, the branches
+        self.marked: set[tuple[int, ...]] = set()  # where checkpoints were made
+        self.passes: list[int] = []  # the lengths in which what is held was run
+        self.step = "start"
+
+    def make(self) -> Session:
+        files = None
+        if self.folder:
+            files = SessionFiles(self.folder, "identity", f"{self.bits}", self.disk)
+        return Session(
+            self.model, checkpoint_bytes=self.limit, files=files, rewind=self.rewind, kv_bits=self.bits
+        )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether nothing is ever evicted for good."""
+        return self.limit == PLENTY or (self.folder is not None and self.disk == PLENTY)
+
+    def run(self, steps: int) -> None:
+        try:
+            for number in range(steps):
+                does = self.rng.choice(
+                    [self.append, self.append, self.edit, self.branch, self.branch, self.goto, self.reload]
+                )
+                self.step = f"{self.name}: step {number}, {does.__name__} at {len(self.session.tokens)}"
+                does()
+                self.check()
+        except Exception as error:
+            self.found.errors.append(f"{self.step}: {type(error).__name__}: {error}")
+        finally:
+            if self.folder:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def append(self) -> None:
+        self.prefill(draw(self.rng, self.rng.randint(1, self.rng.choice([30, 300, 300]))))
+        self.known.append(list(self.session.tokens))
+
+    def prefill(self, new: list[int]) -> None:
+        before = len(self.session.tokens)
+        at = self.rng.choice([None, self.rng.randint(0, len(new))])
+        logits = self.session.prefill(new, checkpoint=at)
+        self.passes += [min(256, len(new) - start) for start in range(0, len(new), 256)]
+        if before + len(new) != len(self.session.tokens):
+            self.found.tokens.append(self.step)
+        if self.rng.random() < 0.4:
+            self.compare(logits)
+        if self.rng.random() < 0.6:
+            self.session.checkpoint()
+            self.marked.add(tuple(self.session.tokens))
+
+    def compare(self, logits: mx.array) -> None:
+        """With a fresh run; a quantized one rounds as what it is given, so it is given the same passes."""
+        tokens = list(self.session.tokens)
+        caches = self.model.make_caches(self.rewind, kv_bits=self.bits)
+        expected, at = mx.zeros(()), 0
+        for length in self.passes if self.bits else [len(tokens)]:
+            expected = prefill(self.model, tokens[at : at + length], caches)
+            at += length
+        assert at == len(tokens)
+        self.found.compared += 1
+        if (difference := worst(logits, expected)) > TOLERANCE:
+            self.found.logits.append(f"{self.step}: {difference}")
+
+    def cut(self, position: int) -> None:
+        """What is held was run in these passes, if it was."""
+        passes: list[int] = []
+        for length in self.passes:
+            if length := min(length, position - sum(passes)):
+                passes.append(length)
+        self.passes = passes
+
+    def least(self, wanted: list[int]) -> int:
+        """How much of `wanted` the session must be able to hold without running a token."""
+        common = same(self.session.tokens, wanted)
+        best = common if len(self.session.tokens) - common <= rewindable(self.session) else 0
+        if self.remembers:
+            marks = (len(mark) for mark in self.marked if tuple(wanted[: len(mark)]) == mark)
+            mark = max(marks, default=0)
+            self.found.restored += mark > best
+            best = max(best, mark)
+        return best
+
+    def branch(self) -> None:
+        """Go on from somewhere in some conversation."""
+        known = self.rng.choice(self.known)
+        stop = self.rng.choice([len(known), self.rng.randint(0, len(known))])
+        self.match([*known[:stop], *draw(self.rng, self.rng.randint(1, 40))])
+
+    def edit(self) -> None:
+        """Go on from near the end of some conversation."""
+        known = self.rng.choice(self.known)
+        self.match([*known[: max(0, len(known) - self.rng.randint(0, 20))], *draw(self.rng, 9)])
+
+    def match(self, wanted: list[int]) -> None:
+        least, before = self.least(wanted[:-1]), list(self.session.tokens)
+        held = self.session.match(wanted)
+        if list(self.session.tokens) != wanted[:held] or held >= len(wanted):
+            self.found.tokens.append(self.step)
+        if held < least:
+            self.found.runs.append(f"{self.step}: {held} of {len(wanted)} held, {least} could be")
+        self.find_passes(before, wanted[:held])
+        self.prefill(wanted[held:])
+        self.known.append(list(self.session.tokens))
+
+    def find_passes(self, before: list[int], now: list[int]) -> None:
+        if before[: len(now)] == now:
+            self.cut(len(now))
+            return
+        self.passes = [min(256, len(now) - start) for start in range(0, len(now), 256)]
+        if self.bits:  # in which passes another branch was run is not known: begin again from there
+            self.session.clear()
+            self.marked.clear()
+            self.passes = []
+            if now:
+                self.prefill(now)
+
+    def goto(self) -> None:
+        tokens = list(self.session.tokens)
+        position = self.rng.randint(0, len(tokens))
+        least = self.least(tokens[:position])
+        ran = self.session.goto(position)
+        if list(self.session.tokens) != tokens[:position]:
+            self.found.tokens.append(self.step)
+        if ran > position - least:
+            self.found.runs.append(f"{self.step}: ran {ran} to {position}, {least} could be held")
+        self.cut(position - ran)
+        self.passes += [min(256, ran - start) for start in range(0, ran, 256)]
+
+    def reload(self) -> None:
+        if not self.folder:
+            return
+        self.session.save()
+        tokens = list(self.session.tokens)
+        self.session = self.make()
+        self.session.resume()
+        if list(self.session.tokens) != tokens:
+            self.found.tokens.append(f"{self.step}: {len(self.session.tokens)} after a restart")
+        self.known = [list(self.session.tokens)]
+        self.marked = {tuple(self.session.tokens)}
+        self.cut(len(self.session.tokens))
+
+    def check(self) -> None:
+        if {cache.offset for cache in self.session.caches} != {len(self.session.tokens)}:
+            self.found.offsets.append(self.step)
+        if self.session.checkpoint_bytes > self.limit:
+            self.found.budget.append(f"{self.step}: {self.session.checkpoint_bytes}")
+        if self.folder:
+            total = sum(path.stat().st_size for path in self.folder.iterdir())
+            if self.disk == 300_000 and total > self.disk + 40 * len(self.session.tokens) * 3 * 512:
+                self.found.disk.append(f"{self.step}: {total}")
+
+
+def explore(seeds: range) -> Findings:
+    """Run the sequences, and see what they hold in memory and whether the budget is ever passed."""
+    found = Findings()
+    for seed in seeds:
+        RandomUse(seed, found).run(10)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> Findings:
+    """What 50 random sequences show."""
+    return explore(range(50))
+
+
+def assert_nothing(found: list[str]) -> None:
+    assert not found, f"{len(found)} times, first: " + "\n".join(found[:3])
+
+
+@pytest.mark.parametrize("kind", ["errors", "logits", "tokens", "offsets", "runs", "budget", "disk"])
+def test_random_sequences_are_exact_and_run_no_token_that_need_not(found: Findings, kind: str) -> None:
+    assert found.compared > 80
+    assert found.restored > 20
+    assert_nothing(getattr(found, kind))
+
+
+@pytest.mark.slow
+def test_a_thousand_random_sequences_are_exact_and_run_no_token_that_need_not() -> None:
+    found = explore(range(1000, 2000))
+    kinds = ("errors", "logits", "tokens", "offsets", "runs", "budget", "disk")
+    assert_nothing([f"{kind}: {what}" for kind in kinds for what in getattr(found, kind)])
+
+
+# Going back
+
+
+@pytest.fixture
+def unbounded(model: Olmo3) -> Session:
+    """A session whose caches can hardly rewind, and whose checkpoints all stay."""
+    return Session(model, checkpoint_bytes=PLENTY, rewind=0)
+
+
+def test_going_back_a_little_runs_nothing(model: Olmo3) -> None:
+    session = Session(model, rewind=64)
+    session.prefill(ids(600))
+    assert session.goto(536) == 0
+    assert list(session.tokens) == ids(600)[:536]
+    assert goes_on(model, session)
+
+
+@pytest.mark.parametrize("position", [-1, 601, 10**30])
+def test_a_position_that_is_not_there_is_an_error_that_changes_nothing(model: Olmo3, position: int) -> None:
+    session = Session(model)
+    session.prefill(ids(600))
+    with pytest.raises(CacheError, match=f"0 to 600, got {position}"):
+        session.goto(position)
+    assert list(session.tokens) == ids(600)
+    assert goes_on(model, session)
+
+
+def test_going_back_far_runs_what_lies_behind_the_last_checkpoint(model: Olmo3, unbounded: Session) -> None:
+    for start in range(0, 900, 100):
+        unbounded.prefill(ids(900)[start : start + 100])
+        unbounded.checkpoint()
+    assert unbounded.goto(437) == 37
+    assert goes_on(model, unbounded)
+    assert unbounded.goto(400) == 0
+    assert goes_on(model, unbounded)
+
+
+def test_a_long_prompt_can_be_gone_back_into(model: Olmo3, unbounded: Session) -> None:
+    unbounded.prefill(ids(2100))
+    assert unbounded.goto(1600) <= 1600 - 1536
+    assert goes_on(model, unbounded)
+
+
+@pytest.mark.parametrize("rewind", [0, 8, 512])
+@pytest.mark.parametrize("window", [8, 128])
+def test_the_checkpoint_that_prefill_is_asked_for_is_one(window: int, rewind: int) -> None:
+    """Wherever the passes begin and end, and however little the caches keep."""
+    model = model_of(window)
+    for before, turn, total in ((0, 190, 200), (0, 300, 700), (30, 226, 230), (0, 511, 513)):
+        session = Session(model, rewind=rewind)
+        session.prefill(ids(before + total)[:before] or ids(1))
+        begin = len(session.tokens)
+        tokens = [*session.tokens, *ids(total, seed=5)]
+        session.prefill(tokens[begin:], checkpoint=turn)
+        session.prefill(ids(900, seed=2))  # far beyond what the caches can rewind
+        assert session.match([*tokens[: begin + turn], 1, 2, 3]) == begin + turn, (before, turn, total)
+        assert goes_on(model, session)
+
+
+def test_branches_can_be_switched_between_without_running_a_token(model: Olmo3, unbounded: Session) -> None:
+    trunk = ids(300)
+    unbounded.prefill(trunk)
+    unbounded.checkpoint()
+    branches = [[*trunk, *ids(400, seed)] for seed in range(1, 5)]
+    for branch in branches:
+        held = unbounded.match(branch)
+        assert held >= 300
+        unbounded.prefill(branch[held:])
+        unbounded.checkpoint()
+    for branch in [*branches, *branches[::-1]]:
+        assert unbounded.match([*branch, 5]) == 700
+        assert list(unbounded.tokens) == branch
+    assert goes_on(model, unbounded)
+
+
+def test_branches_share_what_they_have_in_common(model: Olmo3) -> None:
+    """Five branches behind one long beginning take about as much as one such beginning and five ends."""
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
+    trunk = ids(3000)
+    session.prefill(trunk)
+    session.checkpoint()
+    session.goto(0)
+    one = session.checkpoint_bytes
+    for seed in range(1, 6):
+        branch = [*trunk, *ids(20, seed)]
+        held = session.match(branch)
+        assert held >= 3000
+        session.prefill(branch[held:])
+        session.checkpoint()
+    session.goto(0)
+    assert session.checkpoint_bytes < 1.2 * one
+
+
+def test_another_branch_behind_a_turn_leaves_the_first_ones_checkpoint(model: Olmo3) -> None:
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=512)
+    first, second = ids(300), [*ids(200), *ids(100, 1)]
+    for branch in (first, second):
+        session.prefill(branch[session.match(branch) :])
+        session.checkpoint()
+    assert session.match([*first, 1]) == 300
+    assert goes_on(model, session)
+
+
+def test_the_last_id_is_always_left_to_run(model: Olmo3, unbounded: Session) -> None:
+    unbounded.prefill(ids(50))
+    unbounded.checkpoint()
+    assert unbounded.match(ids(50)) == 49
+    assert unbounded.match(ids(1)) == 0
+    assert goes_on(model, unbounded)
+
+
+def test_forgetting_leaves_nothing(model: Olmo3, unbounded: Session) -> None:
+    unbounded.prefill(ids(600))
+    unbounded.checkpoint()
+    unbounded.clear()
+    assert (list(unbounded.tokens), unbounded.nbytes, unbounded.checkpoint_bytes) == ([], 0, 0)
+    assert unbounded.match(ids(600)) == 0
+    assert goes_on(model, unbounded)
+
+
+@pytest.mark.parametrize("types", [["full_attention"] * 4, ["sliding_attention"] * 4])
+@pytest.mark.parametrize("disk", [False, True])
+def test_models_with_one_kind_of_layer_go_back_too(types: list[str], disk: bool, tmp_path: Path) -> None:
+    model = random_model({**LONG, "layer_types": types})
+
+    def make() -> Session:
+        files = SessionFiles(tmp_path, "identity", "") if disk else None
+        return Session(model, checkpoint_bytes=0 if disk else PLENTY, files=files, rewind=0)
+
+    session = make()
+    for start in range(0, 600, 200):
+        session.prefill(ids(600)[start : start + 200])
+        session.checkpoint()
+    assert session.goto(250) <= 50
+    assert goes_on(model, session)
+    if disk:
+        session.save()
+        tokens = list(session.tokens)
+        session = make()
+        session.resume()
+        assert list(session.tokens) == tokens
+        assert goes_on(model, session)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_cache_quantized_later_goes_back_to_before_that_as_if_it_had_never_been(
+    model: Olmo3, bits: int
+) -> None:
+    """With kv_start, a fresh run of few tokens is not quantized; neither is one that came back."""
+    session = Session(model, checkpoint_bytes=PLENTY, kv_bits=bits, kv_start=100)
+    session.prefill(ids(60))
+    session.checkpoint()
+    session.prefill(ids(400, 1))
+    assert session.goto(60) in (0, 60)
+    assert goes_on(model, session, kv_bits=bits, kv_start=100)
+
+
+def test_a_conversation_of_very_many_turns_can_be_matched(model: Olmo3, unbounded: Session) -> None:
+    """One checkpoint a turn: their number must not be limited by Python's stack."""
+    for token in ids(1100):
+        unbounded.prefill([token])
+        unbounded.checkpoint()
+    assert unbounded.match([*ids(1100), 1]) == 1100
+    assert unbounded.match([*ids(700), 1]) == 700
+    assert goes_on(model, unbounded)
+
+
+# Budgets
+
+
+class Watched:
+    """What BlockStore.nbytes is set to, seen at every moment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        held: dict[int, int] = {}
+
+        def read(store: BlockStore) -> int:
+            return held.get(id(store), 0)
+
+        def write(store: BlockStore, value: int) -> None:
+            held[id(store)] = value
+            self.most = max(self.most, value)
+
+        monkeypatch.setattr(BlockStore, "nbytes", property(read, write), raising=False)
+
+
+@pytest.mark.parametrize("limit", [0, 50_000, 400_000])
+def test_the_budget_is_never_passed_even_while_things_are_put_in(
+    model: Olmo3, limit: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    watched = Watched(monkeypatch)
+    session = Session(model, checkpoint_bytes=limit, files=SessionFiles(tmp_path, "identity", ""), rewind=0)
+    for seed in range(6):
+        session.match(ids(100, seed))
+        session.prefill(ids(300, seed))
+        session.checkpoint()
+    assert watched.most <= limit
+
+
+def test_what_is_larger_than_the_whole_budget_does_not_drive_the_rest_out(model: Olmo3) -> None:
+    session = Session(model, checkpoint_bytes=10**6, rewind=0)
+    small = [ids(40, seed) for seed in range(3)]
+    for branch in small:
+        session.match(branch)
+        session.prefill(branch)
+        session.checkpoint()
+    session.match(ids(5, 8))
+    for start in range(0, 5000, 1000):  # without checkpoints in between: one stretch of 2.5 MB
+        session._tokens  # noqa: B018
+        prefill(model, ids(5000, 9)[start : start + 1000], session.caches)
+    session._tokens = ids(5000, 9)
+    session.checkpoint()
+    assert session.match([*small[0], 1]) == 40
+    assert session.match([*small[1], 1]) == 40
+
+
+def test_the_least_recently_used_go_first(model: Olmo3) -> None:
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
+    branches = [ids(200, seed) for seed in range(4)]
+
+    def visit(branch: list[int]) -> int:
+        held = session.match([*branch, 1])
+        if held < len(branch):
+            session.prefill(branch[held:])
+            session.checkpoint()
+        return held
+
+    visit(branches[0])
+    session.goto(0)
+    one = session.checkpoint_bytes
+    session = Session(model, checkpoint_bytes=3 * one + one // 2, rewind=0)
+    for branch in branches[:3]:
+        visit(branch)
+    assert visit(branches[0]) == 200  # used again
+    assert visit(branches[3]) == 0
+    session.goto(0)
+    assert session.checkpoint_bytes <= 3 * one + one // 2
+    assert visit(branches[0]) == 200
+    assert visit(branches[3]) == 200
+    assert visit(branches[1]) == 0  # it had not been used for longest
+
+
+def test_nothing_grows_without_bound(model: Olmo3) -> None:
+    """A small budget, many branches: what is remembered of them is small too."""
+    session = Session(model, checkpoint_bytes=200_000, rewind=0)
+
+    def blocks() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Block) for thing in gc.get_objects())
+
+    def use(seeds: range) -> None:
+        for seed in seeds:
+            branch = ids(30, seed)
+            session.prefill(branch[session.match(branch) :])
+            session.checkpoint()
+
+    use(range(40))
+    before = blocks()
+    use(range(40, 240))
+    assert blocks() <= before + 10
+
+
+def test_a_budget_of_nothing_keeps_nothing(model: Olmo3) -> None:
+    session = Session(model, checkpoint_bytes=0, rewind=0)
+    for seed in range(5):
+        session.match(ids(50, seed))
+        session.prefill(ids(300, seed))
+        session.checkpoint()
+        assert session.checkpoint_bytes == 0
+    assert session.goto(10) == 10
+    assert goes_on(model, session)
+
+
+# Memory
+
+
+def active() -> int:
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()
+
+
+def test_memory_is_what_the_caches_and_checkpoints_say() -> None:
+    model = model_of(128)
+    fresh(model, ids(1500))
+    before = active()
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
+    trunk = ids(1200)
+    for seed in range(4):
+        branch = [*trunk, *ids(300, seed)]
+        session.prefill(branch[session.match(branch) :])
+        session.checkpoint()
+        mx.eval([cache.state for cache in session.caches])
+        said = session.nbytes + session.checkpoint_bytes
+        assert active() - before <= 1.1 * said + 100_000
+    assert session.match([*trunk, *ids(300, 0), 1]) == 1500
+    mx.eval([cache.state for cache in session.caches])
+    assert active() - before <= 1.1 * (session.nbytes + session.checkpoint_bytes) + 100_000
+    session.clear()
+    assert active() - before <= 100_000
+    del session
+    assert active() - before <= 100_000
+
+
+def test_a_restored_checkpoint_is_not_held_twice(model: Olmo3) -> None:
+    """What the full-attention caches hold needs no copy among the checkpoints."""
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
+    session.prefill(ids(3000))
+    session.checkpoint()
+    there = session.checkpoint_bytes
+    session.goto(0)
+    away = session.checkpoint_bytes
+    assert away > there + 3000 * 2 * 2 * 32 * 4 - 10_000  # the full layer's keys and values, in float32
+    assert session.match([*ids(3000), 1]) == 3000
+    assert session.checkpoint_bytes <= 1.05 * there
+
+
+# Options
+
+
+@pytest.mark.parametrize("context", [0, -1, 8193, 10**30, True, False, 100.5, 100.0, float("nan"), "100"])
+def test_a_context_outside_its_range_is_an_option_error(model: Olmo3, context: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        Session(model, context=context)
+    assert "\n" not in str(error.value)
+    assert str(context) in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [-1, True, 1.5, float("nan"), float("inf"), "1G", None])
+def test_a_budget_outside_its_range_is_an_option_error(model: Olmo3, budget: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        Session(model, checkpoint_bytes=budget)
+    assert "\n" not in str(error.value)
+
+
+def test_the_longest_and_the_shortest_context_are_taken(model: Olmo3) -> None:
+    assert Session(model).context == Session(model, context=8192).context == 8192
+    assert Session(model, context=1, checkpoint_bytes=0).context == 1
+
+
+@pytest.mark.parametrize("options", [{"rewind": -1}, {"kv_bits": 5}, {"kv_start": -2}])
+def test_options_of_the_caches_are_checked_at_once(model: Olmo3, options: dict[str, int]) -> None:
+    with pytest.raises(OptionError):
+        Session(model, **options)
+
+
+# Errors in the middle
+
+
+def scripted(on_call: Callable[[ScriptedModel, int], None] = lambda model, length: None) -> ScriptedModel:
+    return ScriptedModel(lambda history: (sum(history) * 31 + 7) % 8000, on_call=on_call, window=8)
+
+
+def greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1)
+
+
+def consistent(session: Session, before: Sequence[int]) -> None:
+    """The session holds a beginning of `before`, and its caches just that."""
+    tokens = list(session.tokens)
+    assert tokens == list(before[: len(tokens)])
+    assert {cache.offset for cache in session.caches} == {len(tokens)}
+    assert not tokens or held_ids(session.caches) == tokens
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", range(1, 6))
+def test_an_error_in_the_middle_of_a_prompt_leaves_a_beginning_of_it(
+    error: type[BaseException], call: int
+) -> None:
+    def fail(model: ScriptedModel, length: int) -> None:
+        if model.calls == call:
+            raise error
+
+    session = Session(scripted(fail), rewind=16)
+    text = [i % 90 for i in range(1000)]
+    for part in (text[:200], text[200:]):
+        try:
+            session.prefill(part, checkpoint=50)
+        except error:
+            break
+    else:
+        assert call > 5
+    consistent(session, text)
+    held = session.match(text)
+    session.prefill(text[held:])
+    consistent(session, text)
+    assert len(session.tokens) == 1000
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception_from_progress_keeps_what_was_done(error: type[BaseException]) -> None:
+    def fail(done: int, total: int) -> None:
+        if done >= 512:
+            raise error
+
+    session = Session(scripted(), rewind=16)
+    text = [i % 90 for i in range(1000)]
+    with pytest.raises(error):
+        session.prefill(text, progress=fail)
+    assert list(session.tokens) == text[:512]
+    consistent(session, text)
+    session.prefill(text[512:])
+    consistent(session, text)
+
+
+@pytest.mark.parametrize("bad", [[], [VOCABULARY], [1, -1]])
+def test_a_prompt_that_cannot_be_run_leaves_a_consistent_session(model: Olmo3, bad: list[int]) -> None:
+    session = Session(model)
+    session.prefill(ids(50))
+    with pytest.raises(PromptError):
+        session.prefill(bad)
+    assert list(session.tokens) in (ids(50), [])
+    assert goes_on(model, session)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", range(2, 8))
+def test_an_error_in_the_middle_of_an_answer_leaves_a_beginning_of_it(
+    error: type[BaseException], call: int
+) -> None:
+    def fail(model: ScriptedModel, length: int) -> None:
+        if model.calls == call:
+            raise error
+
+    session = Session(scripted(fail), rewind=16)
+    said: list[int] = []
+    with pytest.raises(error):
+        for token in session.decode(session.prefill(list(range(30))), greedy, 20):
+            said.append(token)
+    consistent(session, [*range(30), *said])
+    assert len(session.tokens) == 0 or len(session.tokens) >= 30
+    session.prefill([1, 2, 3])
+    assert held_ids(session.caches) == list(session.tokens)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", range(1, 6))
+def test_an_error_while_choosing_a_token_leaves_a_beginning_of_the_answer(
+    error: type[BaseException], call: int
+) -> None:
+    """The step that follows is already queued then: the caches have run ahead of what was said."""
+    calls = itertools.count(1)
+
+    def choose(logits: mx.array) -> mx.array:
+        if next(calls) == call:
+            raise error
+        return greedy(logits)
+
+    session = Session(scripted(), rewind=16)
+    said: list[int] = []
+    with pytest.raises(error):
+        for token in session.decode(session.prefill(list(range(30))), choose, 20):
+            said.append(token)
+    consistent(session, [*range(30), *said])
+    session.prefill([1, 2, 3])
+    assert held_ids(session.caches) == list(session.tokens)
+
+
+def test_an_answer_closed_early_leaves_all_of_it_but_the_last_id(model: Olmo3) -> None:
+    for read in (1, 2, 7):
+        session = Session(model, rewind=0)
+        answer = session.decode(session.prefill(ids(300)), greedy, 50)
+        said = list(itertools.islice(answer, read))
+        answer.close()
+        assert list(session.tokens) == [*ids(300), *said[:-1]]
+        assert goes_on(model, session)
+        assert session.goto(300 + read - 1) == 0
+        assert goes_on(model, session)
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt when the n-th line of the library begins to run, as a signal would."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if "olmo3_mlx" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+        return self.trace
+
+
+def interrupted(at: int, work: Callable[[], object]) -> str:
+    """Where `work` was interrupted, empty if it came to its end."""
+    try:
+        with Interrupt(at):
+            work()
+    except KeyboardInterrupt as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def small() -> Olmo3:
+    return random_model(
+        {**LONG, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    )
+
+
+def lines_of(work: Callable[[], object]) -> int:
+    counter = Interrupt(10**9)
+    with counter:
+        work()
+    return 10**9 - counter.left
+
+
+WORK: dict[str, Callable[[Session], object]] = {
+    "prefill": lambda session: session.prefill(ids(40, 3), checkpoint=30),
+    "decode": lambda session: list(session.decode(session.prefill([5]), greedy, 4)),
+    "goto by rewinding": lambda session: session.goto(len(session.tokens) - 3),
+    "goto by a checkpoint": lambda session: session.goto(210),
+    "match another branch": lambda session: session.match([*ids(300, 7), 1]),
+    "checkpoint": lambda session: session.checkpoint(),
+}
+
+
+@pytest.mark.parametrize("lines", [12, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", WORK)
+def test_an_interrupt_at_any_line_leaves_a_session_that_goes_on_exactly(
+    small: Olmo3, what: str, lines: int
+) -> None:
+    work = WORK[what]
+
+    def begin() -> Session:
+        session = Session(small, checkpoint_bytes=10**6, rewind=4)
+        session.prefill(ids(300, 7))
+        session.checkpoint()
+        session.match([1, 2])
+        for part in (ids(200), ids(200, 1)):
+            session.prefill(part)
+            session.checkpoint()
+        session.prefill(ids(5, 2))
+        return session
+
+    session = begin()
+    total = lines_of(lambda: work(session))
+    rng = random.Random(0)
+    wrong = []
+    for at in sorted(rng.sample(range(1, total), min(lines, total - 1))):
+        session = begin()
+        place = interrupted(at, lambda session=session: work(session))  # type: ignore[misc]
+        if not place:
+            continue
+        try:
+            right = goes_on(small, session)
+            before = list(session.tokens)
+            session.goto(len(before) // 2)
+            right = right and list(session.tokens) == before[: len(before) // 2] and goes_on(small, session)
+            session.match([*ids(300, 7), 1])
+            right = right and goes_on(small, session)
+            assert session.checkpoint_bytes <= 10**6
+        except Exception as error:
+            wrong.append(f"{place}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        else:
+            if not right:
+                wrong.append(f"{place}: other logits")
+    assert_nothing(wrong)
+
+
+# Answers of a model go into a session and come out of it
+
+
+def test_an_answer_after_going_back_is_that_of_a_fresh_session(model: Olmo3) -> None:
+    def say(session: Session, prompt: list[int]) -> list[int]:
+        logits = session.prefill(prompt[session.match(prompt) :])
+        return list(session.decode(logits, greedy, 30))
+
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=0)
+    rng = random.Random(3)
+    prompts = [ids(300)]
+    for _ in range(6):
+        prompt = [*rng.choice(prompts), *draw(rng, rng.randint(1, 60))]
+        said = say(session, prompt)
+        assert said == say(Session(model), prompt)
+        prompts.append([*prompt, *said])
+    assert IM_END >= VOCABULARY  # no token of this model ends an answer by chance
+
+
+def branches_of(session: Session) -> Iterator[Block]:
+    """All blocks that the session remembers."""
+    waiting = [session._checkpoints.root]
+    while waiting:
+        block = waiting.pop()
+        yield block
+        waiting += block.children.values()
+
+
+def test_every_block_knows_all_tokens_before_it(model: Olmo3, unbounded: Session) -> None:
+    for seed in range(4):
+        branch = [*ids(100), *ids(100, seed)]
+        unbounded.prefill(branch[unbounded.match(branch) :], checkpoint=1)
+        unbounded.checkpoint()
+    names = [block.name for block in branches_of(unbounded)]
+    assert len(set(names)) == len(names) > 5
+
+
+def test_a_later_checkpoint_is_restored_and_rewound_where_that_runs_nothing(model: Olmo3) -> None:
+    """The nearest way to 290 of 900 is over the checkpoint at 300, which keeps 64 tokens to rewind."""
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=64)
+    session.prefill(ids(300))
+    session.checkpoint()
+    session.prefill(ids(600, 1))
+    assert session.goto(290) <= 10
+    assert goes_on(model, session)
+
+
+def test_an_answer_that_goes_on_after_the_session_went_elsewhere_spoils_nothing(model: Olmo3) -> None:
+    """Two readers of one session: the first one's answer may end or fail, the session stays right."""
+    session = Session(model)
+    first = session.decode(session.prefill(ids(30)), greedy, 10)
+    said = list(itertools.islice(first, 2))
+    assert len(said) == 2
+    session.prefill(ids(40, 1)[session.match(ids(40, 1)) :])
+    with suppress(CacheError):
+        list(first)
+    assert goes_on(model, session)
+
+
+def test_a_checkpoint_is_not_driven_out_by_what_is_kept_on_the_way_back_to_it(model: Olmo3) -> None:
+    """Leaving 400 tokens keeps their keys and values: perhaps in place of the window that is gone to."""
+    wrong = []
+    for budget in range(20_000, 400_000, 40_000):
+        session = Session(model, checkpoint_bytes=budget, rewind=0)
+        session.prefill(ids(100))
+        session.checkpoint()
+        session.prefill(ids(400, 1))
+        session.checkpoint()
+        try:
+            session.goto(100)
+        except KeyError as error:
+            wrong.append(f"budget {budget}: {error!r}")
+        else:
+            assert session.checkpoint_bytes <= budget
+            assert goes_on(model, session)
+    assert_nothing(wrong)

@@ -1,0 +1,794 @@
+"""Saved sessions: what loads is right, what is damaged or of something else is refused with a reason, and
+no failure of the disk or of the process leaves anything that loads wrong.
+"""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model
+
+from olmo3_mlx import Olmo3, Session, SessionError
+from olmo3_mlx.generation import prefill
+from olmo3_mlx.session_files import SessionFiles
+
+TOLERANCE = 1e-4
+CONFIG = {**TINY, "max_position_embeddings": 2048, "head_dim": 32}
+CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between checkpoints
+
+
+@pytest.fixture(scope="module")
+def model() -> Olmo3:
+    return random_model(CONFIG)
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(TINY["vocab_size"]) for _ in range(count)]
+
+
+def open_session(model: Olmo3, folder: Path, **options: Any) -> Session:
+    """A session with files in `folder`; `options` are those of SessionFiles and Session together."""
+    identity, form = options.pop("identity", "weights"), options.pop("form", "plain")
+    files = SessionFiles(folder, identity, form, options.pop("limit", 10**9))
+    return Session(model, files=files, **{"rewind": 0, **options})
+
+
+def write_session(model: Olmo3, folder: Path, tokens: list[int] | None = None, **options: Any) -> Session:
+    """Save a conversation of three blocks."""
+    tokens = ids(140) if tokens is None else tokens
+    session = open_session(model, folder, **options)
+    for start, stop in CHAPTERS:
+        session.prefill(tokens[start:stop])
+        session.checkpoint()
+    session.save()
+    return session
+
+
+@pytest.fixture(scope="module")
+def saved(model: Olmo3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved conversation of `ids(140)`, for copying."""
+    folder = tmp_path_factory.mktemp("saved") / "session"
+    write_session(model, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A saved conversation to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "session"))
+
+
+def goes_on(model: Olmo3, session: Session, **caches: Any) -> bool:
+    """Whether the session is consistent, and gives the logits of a fresh run from here on."""
+    tokens = list(session.tokens)
+    assert {cache.offset for cache in session.caches} == {len(tokens)}
+    new = ids(3, seed=len(tokens) + 1)
+    expected = prefill(model, [*tokens, *new], model.make_caches(**caches))
+    return float(mx.abs(session.prefill(new) - expected).max().item()) < TOLERANCE
+
+
+def one_line(error: SessionError) -> str:
+    assert str(error)
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def refused(model: Olmo3, folder: Path, **options: Any) -> str:
+    """The reason for which the session is refused; afterwards it is empty, and can be used and saved."""
+    session = open_session(model, folder, **options)
+    with pytest.raises(SessionError) as error:
+        session.resume()
+    usable(model, session, folder, **options)
+    return one_line(error.value)
+
+
+def usable(model: Olmo3, session: Session, folder: Path, **options: Any) -> None:
+    assert list(session.tokens) == []
+    assert goes_on(model, session)
+    session.prefill(ids(20, seed=9))
+    session.save()
+    again = open_session(model, folder, **options)
+    again.resume()
+    assert list(again.tokens) == list(session.tokens)
+    assert goes_on(model, again)
+
+
+def right_or_refused(model: Olmo3, folder: Path, tokens: list[int] | None = None) -> bool:
+    """Whether what was saved is still taken; if so it must be right, and the caches exact."""
+    session = open_session(model, folder)
+    try:
+        session.resume()
+    except SessionError as error:
+        one_line(error)
+        assert list(session.tokens) == []
+        assert goes_on(model, session)
+        return False
+    assert list(session.tokens) in ([], ids(140) if tokens is None else tokens)
+    assert goes_on(model, session)
+    return True
+
+
+def payloads(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def stray(folder: Path) -> list[str]:
+    """Files that are neither the index nor a whole payload."""
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.name != "caches.json" and (path.name.startswith(".") or path.name.count(".") != 3)
+    ]
+
+
+# What was saved goes on
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("window", [8, 128])
+def test_a_saved_conversation_goes_on_and_runs_only_what_is_new(
+    tmp_path: Path, window: int, bits: int | None
+) -> None:
+    model = random_model({**CONFIG, "sliding_window": window})
+    first = open_session(model, tmp_path, kv_bits=bits)
+    first.prefill(ids(600))
+    first.save()
+    expected = first.prefill(ids(5, 3))
+    second = open_session(model, tmp_path, kv_bits=bits)
+    second.resume()
+    assert list(second.tokens) == ids(600)
+    assert second.match([*ids(600), *ids(5, 3)]) in (600, 604)
+    found = second.prefill(ids(5, 3))
+    assert float(mx.abs(found - expected).max().item()) < TOLERANCE
+
+
+def test_resuming_where_nothing_was_saved_gives_an_empty_session(model: Olmo3, tmp_path: Path) -> None:
+    session = open_session(model, tmp_path / "nothing")
+    session.resume()
+    assert list(session.tokens) == []
+    assert not (tmp_path / "nothing").exists()
+    usable(model, session, tmp_path / "nothing")
+
+
+def test_an_empty_conversation_can_be_saved(model: Olmo3, tmp_path: Path) -> None:
+    open_session(model, tmp_path).save()
+    session = open_session(model, tmp_path)
+    session.resume()
+    assert list(session.tokens) == []
+    assert goes_on(model, session)
+
+
+def test_saving_twice_writes_nothing_twice(model: Olmo3, folder: Path) -> None:
+    session = open_session(model, folder)
+    session.resume()
+    before = {path.name for path in payloads(folder)}
+    session.save()
+    assert {path.name for path in payloads(folder)} == before
+
+
+def test_earlier_checkpoints_can_be_gone_back_to_after_a_restart(model: Olmo3, tmp_path: Path) -> None:
+    session = open_session(model, tmp_path)
+    for start in range(0, 900, 300):
+        session.prefill(ids(900)[start : start + 300])
+        session.checkpoint()
+    session.save()
+    session = open_session(model, tmp_path)
+    session.resume()
+    assert session.goto(300) in (0, 300)
+    assert goes_on(model, session)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_saving_again_and_again_along_branches_always_loads_the_last(
+    model: Olmo3, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    session = open_session(model, tmp_path)
+    for step in range(8):
+        session.goto(rng.randint(0, len(session.tokens)))
+        session.prefill(ids(rng.randint(1, 200), seed=100 * seed + step))
+        session.save()
+        again = open_session(model, tmp_path)
+        again.resume()
+        assert list(again.tokens) == list(session.tokens)
+        if rng.random() < 0.5:
+            session = again
+    assert goes_on(model, session)
+    assert stray(tmp_path) == []
+
+
+def test_another_number_of_tokens_to_rewind_takes_the_same_files(model: Olmo3, folder: Path) -> None:
+    for rewind in (0, 64, 512):
+        session = open_session(model, folder, rewind=rewind)
+        session.resume()
+        assert list(session.tokens) == ids(140)
+        assert goes_on(model, session)
+
+
+# What is damaged or of something else is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"identity": "others"}, "model"), ({"form": "4 bits"}, "form of cache")]
+)
+def test_files_of_another_model_or_form_are_refused(
+    model: Olmo3, folder: Path, options: dict[str, str], word: str
+) -> None:
+    assert word in refused(model, folder, **options)
+
+
+def test_another_format_version_is_refused(model: Olmo3, folder: Path) -> None:
+    index = json.loads((folder / "caches.json").read_text())
+    (folder / "caches.json").write_text(json.dumps({**index, "format": "2"}))
+    assert "format version" in refused(model, folder)
+
+
+def test_payloads_of_another_model_are_refused_though_the_index_is_of_this_one(
+    model: Olmo3, folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_session(random_model(CONFIG, seed=5), other, identity="others")
+    for path in payloads(folder):
+        path.unlink()
+    for path in payloads(other):
+        shutil.copy(path, folder)
+    assert "model" in refused(model, folder)
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_a_missing_file_is_refused(model: Olmo3, folder: Path, which: int) -> None:
+    path = payloads(folder)[which]
+    path.unlink()
+    if ".sliding." in path.name:  # the window may not need it
+        right_or_refused(model, folder)
+    else:
+        assert "missing" in refused(model, folder)
+
+
+def test_the_payloads_alone_are_nothing(model: Olmo3, folder: Path) -> None:
+    (folder / "caches.json").unlink()
+    session = open_session(model, folder)
+    session.resume()
+    usable(model, session, folder)
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding", "caches"])
+def test_a_file_cut_short_anywhere_is_refused(model: Olmo3, saved: Path, tmp_path: Path, kind: str) -> None:
+    rng = random.Random(kind)
+    for path in [path for path in saved.iterdir() if kind in path.name]:
+        length = path.stat().st_size
+        cuts = {0, 1, 7, 8, 9, 100, length // 2, length - 1, *(rng.randrange(length) for _ in range(6))}
+        for cut in sorted(cuts):
+            folder = Path(shutil.copytree(saved, tmp_path / f"{path.name}-{cut}"))
+            (folder / path.name).write_bytes(path.read_bytes()[:cut])
+            taken = right_or_refused(model, folder)
+            assert not (taken and kind != "sliding"), (path.name, cut)
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_a_payload_with_one_changed_byte_is_refused(
+    model: Olmo3, saved: Path, tmp_path: Path, kind: str
+) -> None:
+    rng = random.Random(kind)
+    for path in [path for path in payloads(saved) if f".{kind}." in path.name]:
+        length = path.stat().st_size
+        places = {0, 7, 8, 20, length - 1, *(rng.randrange(400) for _ in range(3))}
+        places |= {rng.randrange(length) for _ in range(4)}
+        for place in sorted(places):
+            folder = Path(shutil.copytree(saved, tmp_path / f"{path.name}-{place}"))
+            data = bytearray(path.read_bytes())
+            data[place] ^= 1 << rng.randrange(8)
+            (folder / path.name).write_bytes(data)
+            taken = right_or_refused(model, folder)
+            assert not (taken and kind == "full"), (path.name, place)
+
+
+def test_an_index_with_one_changed_byte_is_never_taken_for_something_else(
+    model: Olmo3, saved: Path, tmp_path: Path
+) -> None:
+    """Another token, another beginning of what is kept, a name misspelt: right, or refused."""
+    original = (saved / "caches.json").read_bytes()
+    text = original.decode()
+    places = set(random.Random(0).sample(range(len(original)), 25))
+    for word in ("format", "identity", "form", "blocks", "tokens", "captured"):
+        at = text.index(f'"{word}"')
+        places |= {at, at + 2, at + len(word) + 2}
+    begins = [i for i in range(len(text)) if text.startswith('"captured": ', i)]
+    places |= {begin + len('"captured": ') + digit for begin in begins for digit in range(3)}
+    wrong = []
+    for place in sorted(places):
+        for change in (1, 2, 0x80):
+            folder = tmp_path / "changed"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(saved, folder)
+            data = bytearray(original)
+            data[place] ^= change
+            (folder / "caches.json").write_bytes(data)
+            try:
+                right_or_refused(model, folder)
+            except Exception as error:
+                context = data[max(0, place - 15) : place + 15]
+                wrong.append(f"byte {place}, {bytes(context)!r}: {type(error).__name__}: {error}")
+    assert not wrong, f"{len(wrong)} times: " + "\n".join(wrong[:4])
+
+
+@pytest.mark.parametrize("captured", [0, 1, 5, 99, 101, 10**30, -1, -(10**30), 1.5, "1", True, [], {}, None])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_the_index_says_of_the_window_is_not_believed(
+    model: Olmo3, folder: Path, captured: Any, which: int
+) -> None:
+    index = json.loads((folder / "caches.json").read_text())
+    index["blocks"][which]["captured"] = captured
+    (folder / "caches.json").write_text(json.dumps(index))
+    right_or_refused(model, folder)
+
+
+DAMAGED = {
+    "empty": b"",
+    "not JSON": b"{blocks",
+    "not UTF-8": b'{"format": "\xff\xfe"}',
+    "null": b"null",
+    "a number": b"7",
+    "a text": b'"1"',
+    "a list": b"[]",
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "deeply nested": b"[" * 200_000,
+    "null bytes": bytes(1000),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_index_is_refused(model: Olmo3, folder: Path, data: bytes) -> None:
+    (folder / "caches.json").write_bytes(data)
+    assert "caches.json" in refused(model, folder)
+
+
+BLOCKS: dict[str, Any] = {
+    "null": None,
+    "a number": 3,
+    "a text": "abc",
+    "an object": {"tokens": [1], "captured": 0},
+    "a list of null": [None],
+    "a list of lists": [[1, 2]],
+    "no tokens": [{"captured": 0}],
+    "no captured": [{"tokens": [1]}],
+    "tokens null": [{"tokens": None, "captured": 0}],
+    "tokens a number": [{"tokens": 5, "captured": 0}],
+    "tokens empty": [{"tokens": [], "captured": 0}],
+    "a token null": [{"tokens": [None], "captured": 0}],
+    "a token a text": [{"tokens": ["x"], "captured": 0}],
+    "a token huge": [{"tokens": [10**30], "captured": 0}],
+    "a token just too big": [{"tokens": [2**63], "captured": 0}],
+    "a token negative": [{"tokens": [-1], "captured": 0}],
+    "a token infinite": [{"tokens": [float("inf")], "captured": 0}],
+    "a token not a number": [{"tokens": [float("nan")], "captured": 0}],
+    "a token of the wrong vocabulary": [{"tokens": [128], "captured": 0}],
+    "a token a list": [{"tokens": [[1]], "captured": 0}],
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_an_index_with_values_of_the_wrong_kind_is_refused(model: Olmo3, folder: Path, blocks: Any) -> None:
+    index = json.loads((folder / "caches.json").read_text())
+    (folder / "caches.json").write_text(json.dumps({**index, "blocks": blocks}))
+    refused(model, folder)
+
+
+@pytest.mark.parametrize("change", ["another token", "one fewer", "one more", "blocks swapped", "one block"])
+def test_tokens_that_do_not_match_the_files_are_refused(model: Olmo3, folder: Path, change: str) -> None:
+    index = json.loads((folder / "caches.json").read_text())
+    blocks = index["blocks"]
+    match change:
+        case "another token":
+            blocks[0]["tokens"][3] ^= 1
+        case "one fewer":
+            blocks[-1]["tokens"].pop()
+        case "one more":
+            blocks[-1]["tokens"].append(1)
+        case "blocks swapped":
+            blocks[0], blocks[1] = blocks[1], blocks[0]
+        case "one block":
+            blocks[:] = [{"tokens": ids(140), "captured": 0}]
+    (folder / "caches.json").write_text(json.dumps(index))
+    assert "missing" in refused(model, folder)
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_files_of_two_blocks_that_changed_places_are_refused(model: Olmo3, tmp_path: Path, kind: str) -> None:
+    """Each is whole and of this model, but holds other tokens' keys and values."""
+    session = open_session(model, tmp_path)
+    for seed in range(2):
+        session.prefill(ids(50, seed))
+        session.checkpoint()
+    session.save()
+    one, two = (path for path in payloads(tmp_path) if f".{kind}." in path.name)
+    names = [path.name.split(".") for path in (one, two)]
+    one.rename(tmp_path / "waiting")
+    two.rename(tmp_path / ".".join([names[0][0], *names[1][1:]]))
+    (tmp_path / "waiting").rename(tmp_path / ".".join([names[1][0], *names[0][1:]]))
+    assert not right_or_refused(model, tmp_path, [*ids(50), *ids(50, 1)])
+
+
+def test_a_file_of_one_kind_renamed_to_the_other_is_refused(model: Olmo3, folder: Path) -> None:
+    for path in payloads(folder):
+        swapped = {"full": "sliding", "sliding": "full"}[path.name.split(".")[1]]
+        path.rename(folder / ("x" + path.name.replace(path.name.split(".")[1], swapped)))
+    for path in payloads(folder):
+        path.rename(folder / path.name[1:])
+    refused(model, folder)
+
+
+def test_a_folder_where_a_file_should_be_is_refused(model: Olmo3, folder: Path) -> None:
+    path = payloads(folder)[0]
+    path.unlink()
+    path.mkdir()
+    session = open_session(model, folder)
+    with pytest.raises(SessionError) as error:
+        session.resume()
+    one_line(error.value)
+    assert goes_on(model, session)
+
+
+def test_an_index_that_is_a_folder_is_refused(model: Olmo3, folder: Path) -> None:
+    (folder / "caches.json").unlink()
+    (folder / "caches.json").mkdir()
+    session = open_session(model, folder)
+    with pytest.raises(SessionError) as error:
+        session.resume()
+    one_line(error.value)
+    assert goes_on(model, session)
+
+
+def test_other_peoples_files_are_left_alone(model: Olmo3, folder: Path) -> None:
+    for name in ("notes.txt", "model.safetensors", "a.b.safetensors"):
+        (folder / name).write_text("mine")
+    session = open_session(model, folder, identity="others")
+    with pytest.raises(SessionError):
+        session.resume()
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "model.safetensors", "a.b.safetensors"}
+
+
+def test_a_damaged_file_of_a_checkpoint_costs_the_run_of_its_tokens_and_goes(
+    model: Olmo3, tmp_path: Path
+) -> None:
+    session = open_session(model, tmp_path, checkpoint_bytes=0)
+    for branch in (ids(300), ids(300, 1), ids(300, 2)):
+        session.prefill(branch[session.match(branch) :])
+        session.checkpoint()
+    session.goto(0)
+    damaged = payloads(tmp_path)
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    held = session.match([*ids(300), 1])
+    session.prefill([*ids(300), 1][held:])
+    assert list(session.tokens) == [*ids(300), 1]
+    assert goes_on(model, session)
+    session.save()
+    again = open_session(model, tmp_path)
+    again.resume()
+    assert list(again.tokens) == list(session.tokens)
+    assert goes_on(model, again)
+    data = [path.read_bytes() for path in payloads(tmp_path)]
+    assert not [content for content in data if content.endswith(b"?")]  # they would never be found again
+
+
+# The disk
+
+
+def fail(error: Exception) -> Callable[..., None]:
+    def failing(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return failing
+
+
+FULL_DISK = OSError(28, "No space left on device")
+
+
+def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, after: int = 0) -> None:
+    """From now on the disk takes `after` more writes of this kind, then none."""
+    left = [after]
+
+    def failing(real: Callable[..., Any], error: Exception, half: bool = False) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                return real(*arguments, **options)
+            if half:
+                Path(arguments[0]).write_bytes(b"half")
+            raise error
+
+        return call
+
+    match how:
+        case "safetensors":
+            real = mx.save_safetensors
+            error = RuntimeError("[write] Unable to write to file.\nNo space left on device")
+            monkeypatch.setattr(mx, "save_safetensors", failing(real, error, half=True))
+        case "rename":
+            monkeypatch.setattr(Path, "replace", failing(Path.replace, FULL_DISK))
+        case "second rename":
+            monkeypatch.setattr(Path, "rename", failing(Path.rename, FULL_DISK))
+        case "index":
+            monkeypatch.setattr(Path, "write_text", failing(Path.write_text, FULL_DISK))
+        case "mkstemp":
+            import tempfile
+
+            monkeypatch.setattr(tempfile, "mkstemp", failing(tempfile.mkstemp, FULL_DISK))
+        case "fsync":
+            import os
+
+            monkeypatch.setattr(os, "fsync", failing(os.fsync, OSError(5, "Input/output error")))
+        case "mkdir":
+            monkeypatch.setattr(Path, "mkdir", failing(Path.mkdir, PermissionError(13, "Permission denied")))
+
+
+DISK = ["safetensors", "rename", "second rename", "index", "mkstemp", "fsync", "mkdir"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("how", DISK)
+def test_a_disk_that_fails_while_saving_leaves_what_was_saved_and_the_session(
+    model: Olmo3, folder: Path, how: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(model, folder)
+    session.resume()
+    session.prefill(ids(60, 5))
+    session.checkpoint()
+    session.prefill(ids(60, 6))
+    tokens = list(session.tokens)
+    with monkeypatch.context() as broken:
+        break_disk(broken, how, after)
+        try:
+            session.save()
+            failed = False
+        except SessionError as error:
+            failed = True
+            one_line(error)
+        assert failed or after
+        assert list(session.tokens) == tokens
+        assert goes_on(model, session)
+    assert stray(folder) == []
+    copied = Path(shutil.copytree(folder, folder.parent / "copy"))
+    again = open_session(model, copied)
+    again.resume()
+    assert list(again.tokens) in (
+        [ids(140), tokens] if how == "fsync" else [ids(140)] if failed else [tokens]
+    )
+    assert goes_on(model, again)
+    session.save()  # the disk is well again
+    again = open_session(model, folder)
+    again.resume()
+    assert list(again.tokens) == list(session.tokens)
+    assert goes_on(model, again)
+
+
+@pytest.mark.parametrize("how", DISK)
+def test_a_disk_that_fails_while_memory_is_full_does_not_stop_the_conversation(
+    model: Olmo3, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves memory then is gone; the budget still holds, and nobody asked for files."""
+    break_disk(monkeypatch, how)
+    session = open_session(model, tmp_path, checkpoint_bytes=20_000)
+    session.prefill(ids(300))
+    session.checkpoint()
+    session.match([*ids(40), 1])
+    assert session.checkpoint_bytes <= 20_000
+    assert goes_on(model, session)
+    assert stray(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [100, 20_000, 100_000])
+def test_a_disk_that_is_really_full_is_a_session_error(model: Olmo3, folder: Path, limit: int) -> None:
+    """The system refuses to write files beyond a length; in a process of its own."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_session_files import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = random_model(CONFIG)
+session = open_session(model, Path({str(folder)!r}))
+session.resume()
+session.prefill(ids(200, 5))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    session.save()
+except SessionError as error:
+    print("refused", error)
+assert len(session.tokens) == 340 and goes_on(model, session)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("refused")
+    assert stray(folder) == []
+    assert right_or_refused(model, folder)
+
+
+def test_a_folder_that_cannot_be_made_is_a_session_error(model: Olmo3, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    session = open_session(model, tmp_path / "file" / "session")
+    session.prefill(ids(30))
+    with pytest.raises(SessionError) as error:
+        session.save()
+    one_line(error.value)
+    assert list(session.tokens) == ids(30)
+    assert goes_on(model, session)
+
+
+def test_files_stay_under_their_limit_and_those_of_the_conversation_never_go(
+    model: Olmo3, tmp_path: Path
+) -> None:
+    limit = 400_000
+    session = open_session(model, tmp_path, checkpoint_bytes=0, limit=limit)
+    for seed in range(8):
+        branch = [*ids(100), *ids(100, seed + 1)]
+        session.prefill(branch[session.match(branch) :])
+        session.save()
+        assert size(tmp_path) <= limit + 10_000  # the index
+        again = open_session(model, Path(shutil.copytree(tmp_path, tmp_path.parent / f"copy {seed}")))
+        again.resume()
+        assert list(again.tokens) == branch
+    assert goes_on(model, again)
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 150_000])
+def test_a_conversation_larger_than_the_limit_is_still_saved_whole(
+    model: Olmo3, tmp_path: Path, limit: int
+) -> None:
+    write_session(model, tmp_path, limit=limit)
+    session = open_session(model, tmp_path, limit=limit)
+    session.resume()
+    assert list(session.tokens) == ids(140)
+    assert goes_on(model, session)
+
+
+def test_while_another_branch_is_saved_the_last_one_stays_whole(
+    model: Olmo3, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even at the limit: what the index names goes only once another index is there."""
+    session = open_session(model, folder, limit=1000)
+    session.resume()
+    session.match(ids(300, 4))
+    session.prefill(ids(300, 4))
+    break_disk(monkeypatch, "index")
+    with pytest.raises(SessionError):
+        session.save()
+    monkeypatch.undo()
+    assert right_or_refused(model, folder)
+
+
+def test_a_session_that_never_resumed_does_not_take_the_saved_ones_files_away(
+    model: Olmo3, folder: Path
+) -> None:
+    session = open_session(model, folder, limit=1000, checkpoint_bytes=0)
+    session.prefill(ids(300, 4))
+    session.checkpoint()
+    session.match([1, 2])
+    assert right_or_refused(model, folder)
+
+
+def test_files_of_abandoned_branches_go(model: Olmo3, folder: Path) -> None:
+    session = open_session(model, folder)
+    session.resume()
+    session.match([1, 2])
+    session.prefill(ids(30, 4))
+    session.save()
+    session = open_session(model, folder)
+    session.resume()
+    assert list(session.tokens) == ids(30, 4)
+    assert len(payloads(folder)) == 2
+    session.clear()
+    session.save()
+    session = open_session(model, folder)
+    session.resume()
+    assert payloads(folder) == []
+
+
+# A process that dies
+
+
+@pytest.mark.parametrize("leftover", ["unfinished", "not renamed"])
+def test_what_a_killed_process_left_behind_is_cleared_away_and_not_believed(
+    model: Olmo3, folder: Path, leftover: str
+) -> None:
+    path = next(path for path in payloads(folder) if ".full." in path.name)
+    if leftover == "unfinished":
+        (folder / ".unfinished-abcd1234.safetensors").write_bytes(path.read_bytes()[:1000])
+    else:
+        other = open_session(model, folder.parent / "other")
+        other.prefill(ids(50, 8))
+        other.save()
+        for new in payloads(folder.parent / "other"):
+            name, kind, *_ = new.name.split(".")
+            shutil.copy(new, folder / f"{name}.{kind}.safetensors")
+    session = open_session(model, folder)
+    session.resume()
+    assert list(session.tokens) == ids(140)
+    assert stray(folder) == []
+    session.match(ids(50, 8))
+    session.prefill(ids(50, 8))
+    session.save()
+    session = open_session(model, folder)
+    session.resume()
+    assert list(session.tokens) == ids(50, 8)
+
+
+def test_a_first_save_that_was_killed_between_two_renames_can_be_repeated(
+    model: Olmo3, tmp_path: Path
+) -> None:
+    other = open_session(model, tmp_path / "other")
+    other.prefill(ids(50))
+    other.save()
+    (tmp_path / "session").mkdir()
+    for new in payloads(tmp_path / "other"):
+        name, kind, *_ = new.name.split(".")
+        shutil.copy(new, tmp_path / "session" / f"{name}.{kind}.safetensors")
+    session = open_session(model, tmp_path / "session")
+    session.prefill(ids(50))
+    session.save()
+    session = open_session(model, tmp_path / "session")
+    session.resume()
+    assert list(session.tokens) == ids(50)
+    assert goes_on(model, session)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_session_files import *
+model = random_model(CONFIG)
+session = open_session(model, Path(sys.argv[1]))
+session.resume()
+print("ready", flush=True)
+seed = len(session.tokens)
+while True:
+    session.goto(0 if seed % 5 == 0 else len(session.tokens))
+    session.prefill(ids(40, seed))
+    print(*session.tokens, flush=True)
+    session.save()
+    print("saved", flush=True)
+    seed += 1
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_process_killed_while_saving_leaves_what_loads_right(
+    model: Olmo3, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    folder = tmp_path / "session"
+    for _ in range(2 if seed < 2 else 20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().split("\n")
+        process.wait()
+        process.stdout.close()
+        said = [[int(token) for token in line.split()] for line in lines[:-1] if line != "saved"]
+        saves = lines[:-1].count("saved")
+        session = open_session(model, folder)
+        session.resume()
+        if saves:  # the last save that ended, or the one that was being made
+            assert list(session.tokens) in said[max(0, saves - 1) : saves + 1]
+        assert goes_on(model, session)
+        assert stray(folder) == []
