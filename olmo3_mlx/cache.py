@@ -24,7 +24,10 @@ View = KeysValues | QuantizedKeysValues
 class Cache(Protocol):
     """What the model and the generation loop ask of any cache."""
 
-    offset: int
+    @property
+    def offset(self) -> int:
+        """The position that comes next."""
+        ...
 
     @property
     def rewindable(self) -> int:
@@ -56,21 +59,30 @@ class _Buffered:
     """
 
     def __init__(self, quantization: KVQuantization | None, start: int) -> None:
-        self.offset = 0
-        self.quantized = False
         self._quantization = quantization
         self._start = start
+        self._due = False  # to be quantized, for good: what was rounded cannot be had back
         self._buffer = Buffer()
+
+    @property
+    def offset(self) -> int:
+        """The position that comes next."""
+        return self._buffer.first + self._buffer.length
+
+    @property
+    def first(self) -> int:
+        """The oldest position that is still held."""
+        return self._buffer.first
+
+    @property
+    def quantized(self) -> bool:
+        """True if what is held is."""
+        return len(self._buffer.arrays) > 2
 
     @property
     def rewindable(self) -> int:
         """How many of the newest positions can be taken back now."""
         raise NotImplementedError
-
-    @property
-    def first(self) -> int:
-        """The oldest position that is still held."""
-        return self.offset - self._buffer.length
 
     @property
     def nbytes(self) -> int:
@@ -84,14 +96,14 @@ class _Buffered:
 
     def append(self, keys: mx.array, values: mx.array) -> View:
         """Add keys and values [B, K, L, D]; return what the L queries can see, those included."""
-        if self._quantization and not self.quantized and self.offset + keys.shape[2] > self._start:
-            self._quantize()
-        form = self._quantization if self.quantized else None
-        arrays, stop, seen = self._add(form.encode(keys, values) if form else [keys, values])
-        if form:
-            return QuantizedKeysValues(form, arrays, stop - seen, stop)
-        keys, values = (array[:, :, stop - seen : stop] for array in arrays)
-        return KeysValues(keys, values)
+        how = self._quantization
+        if how is None or not (self._due or self.offset + keys.shape[2] > self._start):
+            arrays, stop, seen = self._add([keys, values])
+            keys, values = (array[:, :, stop - seen : stop] for array in arrays)
+            return KeysValues(keys, values)
+        self._quantize()
+        arrays, stop, seen = self._add(how.encode(keys, values))
+        return QuantizedKeysValues(how, arrays, stop - seen, stop)
 
     def copy(self, start: int, stop: int) -> list[mx.array]:
         """Positions `start` to `stop` as they are held, evaluated, for `extend` to take in again.
@@ -107,13 +119,16 @@ class _Buffered:
         return parts
 
     def extend(self, parts: Sequence[mx.array]) -> None:
-        """Add positions that `copy` gave, of this cache or of one like it."""
-        parts = list(parts)
-        if len(parts) > 2 and not self.quantized:
+        """Add positions that `copy` gave, of this cache or of one like it.
+
+        Raises CacheError for those of a cache in another form.
+        """
+        parts, how = list(parts), self._quantization
+        if len(parts) != 2 and (how is None or not how.made(parts)):
+            raise CacheError("expected positions of a cache in the same form as this one")
+        if how is not None and (self._due or len(parts) != 2):
             self._quantize()
-        elif len(parts) == 2 and self.quantized:
-            assert self._quantization is not None
-            parts = self._quantization.encode(*parts)
+            parts = how.encode(*parts) if len(parts) == 2 else parts
         self._add(parts)
 
     def rewind(self, count: int) -> None:
@@ -122,7 +137,6 @@ class _Buffered:
             raise CacheError(
                 f"cannot take {count} of {self.offset} positions back: {self.rewindable} at most"
             )
-        self.offset -= count
         self._buffer.length -= count
 
     def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
@@ -132,14 +146,17 @@ class _Buffered:
         raise NotImplementedError
 
     def _quantize(self) -> None:
-        """From now on, for good: what was quantized cannot be had back by rewinding."""
+        """Round what is held, and what comes."""
         assert self._quantization is not None
-        self.quantized = True
+        self._due = True
         buffer = self._buffer
-        if buffer.arrays:
-            room = buffer.room
-            buffer.replace(self._quantization.encode(*buffer.newest(buffer.length)), room)
-            mx.eval(buffer.arrays)  # layer by layer, as for a compaction
+        if self.quantized:
+            return
+        if not buffer.length:
+            buffer.clear(buffer.first)
+            return
+        buffer.replace(self._quantization.encode(*buffer.newest(buffer.length)), buffer.room)
+        mx.eval(buffer.arrays)  # layer by layer, as for a compaction
 
 
 class KVCache(_Buffered):
@@ -166,12 +183,12 @@ class KVCache(_Buffered):
 
     def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
         buffer = self._buffer
-        self.offset += parts[0].shape[2]
-        if self.offset > buffer.room:
+        end = buffer.length + parts[0].shape[2]
+        if end > buffer.room:
             old = buffer.newest(buffer.length) if buffer.arrays else [part[:, :, :0] for part in parts]
-            buffer.replace(old, _steps(max(self.offset, self._reserved)))
+            buffer.replace(old, _steps(max(end, self._reserved)))
         buffer.write(parts)
-        return buffer.arrays, self.offset, self.offset
+        return buffer.arrays, end, end
 
 
 class RotatingKVCache(_Buffered):
@@ -204,13 +221,11 @@ class RotatingKVCache(_Buffered):
 
     def restart(self, position: int) -> None:
         """Hold nothing, and go on at `position`. What follows must first `extend` by the window's past."""
-        self._buffer.clear()
-        self.offset = position
+        self._buffer.clear(position)
 
     def _add(self, parts: list[mx.array]) -> tuple[list[mx.array], int, int]:
         buffer, new = self._buffer, parts[0].shape[2]
         seen = min(buffer.length, self.window - 1) + new
-        self.offset += new
         end = buffer.length + new
         if end > self.capacity and self.kept + new > self.capacity:
             return self._add_long(parts, seen)
@@ -220,24 +235,24 @@ class RotatingKVCache(_Buffered):
             elif end <= self.capacity:
                 buffer.replace(buffer.newest(buffer.length), self.room_for(end))
             else:
-                self._compact(buffer.newest(self.kept))
+                self._compact(buffer.newest(self.kept), self.offset - self.kept)
         buffer.write(parts)
         return buffer.arrays, buffer.length, seen
 
     def _add_long(self, parts: list[mx.array], seen: int) -> tuple[list[mx.array], int, int]:
         """Show more than the buffer will hold, and keep the end of it."""
-        buffer = self._buffer
+        buffer, offset = self._buffer, self.offset + parts[0].shape[2]
         if buffer.arrays:
             old = buffer.newest(min(buffer.length, self.kept))
             parts = [mx.concatenate([*pair], axis=2) for pair in zip(old, parts, strict=True)]
         total = parts[0].shape[2]
         kept = min(total, self.kept)
-        self._compact([part[:, :, total - kept :] for part in parts])
+        self._compact([part[:, :, total - kept :] for part in parts], offset - kept)
         return parts, total, seen
 
-    def _compact(self, parts: list[mx.array]) -> None:
-        """Hold just these, the newest ones."""
-        self._buffer.replace(parts, self.capacity)
+    def _compact(self, parts: list[mx.array], first: int) -> None:
+        """Hold just these, the newest ones, from position `first` on."""
+        self._buffer.replace(parts, self.capacity, first)
         # Now: left to the end of the pass, all layers would hold their old and new arrays at once.
         mx.eval(self._buffer.arrays)
 

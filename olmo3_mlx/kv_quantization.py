@@ -58,7 +58,7 @@ class KVQuantization:
     ) -> mx.array:
         """`olmo3_mlx.attention.attention` over the positions `span` of what `encode` gave."""
         keys, values = self.packed(arrays)
-        queries = mx.hadamard_transform(queries, scale=scale * self.head_dim**-0.5)
+        queries = (_rotated(queries) * scale).astype(queries.dtype)
         if queries.shape[2] <= _FEW_QUERIES:
             return _attention_packed(queries, keys, values, span, window)
         # Many queries: a few heads at a time, so that only their keys and values are ever unpacked.
@@ -80,6 +80,13 @@ class KVQuantization:
             )
             pace(pieces)
         return mx.concatenate(pieces, axis=1)
+
+    def made(self, arrays: list[mx.array]) -> bool:
+        """True if these are what `encode` of this quantization gives."""
+        dims = [a.shape[-1] for a in arrays]
+        groups = self.head_dim // self.group_size
+        codes = [self.head_dim * bits // 32 for bits in BITS[self.bits]]
+        return dims == [codes[0], groups, codes[1], groups]
 
     def packed(self, arrays: list[mx.array]) -> tuple["Packed", "Packed"]:
         """Rotated keys, and values, that `encode` made these arrays of."""
@@ -161,8 +168,8 @@ class QuantizedKeysValues:
 def _encode(how: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
     key_bits, value_bits = BITS[how.bits]
     return (
-        *_rounded(_rotated(keys), key_bits, how.group_size),
-        *_rounded(values, value_bits, how.group_size),
+        *_rounded(_rotated(keys), key_bits, how.group_size, keys.dtype),
+        *_rounded(values, value_bits, how.group_size, values.dtype),
     )
 
 
@@ -177,11 +184,14 @@ def _compiled(how: KVQuantization) -> Callable[[mx.array, mx.array], tuple[mx.ar
 
 
 def _rotated(x: mx.array) -> mx.array:
-    return mx.hadamard_transform(x)  # its default scale makes it orthogonal, and its own inverse
+    """In float32, as its sums may pass what float16 can hold."""
+    return mx.hadamard_transform(x.astype(mx.float32))  # scaled so that it is its own inverse
 
 
-def _rounded(x: mx.array, bits: int, group_size: int) -> tuple[mx.array, mx.array]:
-    """x [..., D] to codes [..., D * bits / 32] and scales [..., D / group_size] of x's dtype."""
+def _rounded(
+    x: mx.array, bits: int, group_size: int, dtype: mx.Dtype = mx.float32
+) -> tuple[mx.array, mx.array]:
+    """x [..., D] to codes [..., D * bits / 32] and scales [..., D / group_size] of `dtype`."""
     half = 2 ** (bits - 1)
     groups = mx.unflatten(x.astype(mx.float32), -1, (-1, group_size))
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
@@ -190,7 +200,7 @@ def _rounded(x: mx.array, bits: int, group_size: int) -> tuple[mx.array, mx.arra
     codes = mx.clip(mx.round(groups / scales), -half, half - 1)
     squares = mx.maximum((codes * codes).sum(axis=-1, keepdims=True), 1)
     scales = (codes * groups).sum(axis=-1, keepdims=True) / squares
-    scales = mx.where(scales == 0, 1, scales).astype(x.dtype)
+    scales = mx.where(scales == 0, 1, scales).astype(dtype)
     codes = mx.clip(mx.round(groups / scales.astype(mx.float32)), -half, half - 1) + half
     return _packed(codes.flatten(-2), bits), scales.squeeze(-1)
 
