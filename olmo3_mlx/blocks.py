@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 
 import mlx.core as mx
 
+from olmo3_mlx.errors import SessionError
+
 Kind = Literal["full", "sliding"]
 FULL: Kind = "full"
 SLIDING: Kind = "sliding"
@@ -51,12 +53,20 @@ class Block:
             block = block.parent
         return blocks[::-1]
 
-    def matching(self, ids: Sequence[int]) -> Iterator["Block"]:
-        """This block's descendants whose conversations `ids` begins with."""
-        for child in self.children.values():
-            if child.stop <= len(ids) and tuple(ids[child.start : child.stop]) == child.tokens:
-                yield child
-                yield from child.matching(ids)
+    def ids(self) -> list[int]:
+        """All tokens up to this block's end."""
+        return [token for block in self.chain() for token in block.tokens]
+
+    def branches(self, ids: Sequence[int]) -> Iterator[tuple["Block", int]]:
+        """This block and those behind it that `ids` leads to, each with how many ids agree up to its end."""
+        waiting = [(self, self.stop)]
+        while waiting:
+            block, agreed = waiting.pop()
+            yield block, agreed
+            if agreed == block.stop:
+                waiting += [
+                    (b, b.start + same(b.tokens, ids[b.start : b.stop])) for b in block.children.values()
+                ]
 
 
 class Files(Protocol):
@@ -74,8 +84,8 @@ class Files(Protocol):
 
 
 class BlockStore:
-    """Payloads of blocks, the least recently used of which leave memory when they pass `limit` bytes:
-    to `files`, or for good.
+    """Payloads of blocks, the least recently used of which leave memory when others need their place in
+    `limit` bytes: to `files`, or for good.
     """
 
     def __init__(self, limit: int, files: Files | None = None) -> None:
@@ -90,38 +100,61 @@ class BlockStore:
         return key in self._held or (self.files is not None and key in self.files)
 
     def get(self, block: Block, kind: Kind) -> Payload:
-        """What `put` was given for it. Raises SessionError if a file is damaged, KeyError if it is gone."""
+        """What `put` was given for it. Raises SessionError if it is gone, or a file is damaged."""
         key = (block.name, kind)
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key][1]
-        if self.files is None:
-            raise KeyError(key)
+        if self.files is None or key not in self.files:
+            raise SessionError(f"what the caches held at {block.start} to {block.stop} is gone")
         return self.files.read(block, kind)
 
-    def put(self, block: Block, kind: Kind, payload: Payload) -> None:
-        """Keep a payload, as the one used last."""
-        self.drop(block, kind)
-        self._held[block.name, kind] = (block, payload)
-        self.nbytes += payload_bytes(payload)
-        while self.nbytes > self.limit:
-            oldest, kind = next((block, kind) for (_, kind), (block, _) in self._held.items())
-            gone = self.drop(oldest, kind)
-            if self.files is not None and (oldest.name, kind) not in self.files:
-                self.files.write(oldest, kind, gone)
+    def peek(self, block: Block, kind: Kind) -> Payload | None:
+        """What memory has of it."""
+        return self._held.get((block.name, kind), (block, None))[1]
 
-    def drop(self, block: Block, kind: Kind) -> Payload:
-        """Let a payload go from memory; returns it, empty if there was none."""
+    def put(self, block: Block, kind: Kind, payload: Payload) -> list[Block]:
+        """Keep a payload, as the one used last. Returns the blocks of which something is gone for good."""
+        self.drop(block, kind)
+        size = payload_bytes(payload)
+        gone: list[Block] = []
+        while self._held and size <= self.limit < self.nbytes + size:
+            (_, oldest_kind), (oldest, old) = next(iter(self._held.items()))
+            self.drop(oldest, oldest_kind)
+            gone += self._put_away(oldest, oldest_kind, old)
+        if size > self.limit:
+            return gone + self._put_away(block, kind, payload)
+        self._held[block.name, kind] = (block, payload)
+        self.nbytes += size
+        return gone
+
+    def drop(self, block: Block, kind: Kind) -> None:
+        """Let a payload go from memory."""
         _, payload = self._held.pop((block.name, kind), (block, []))
         self.nbytes -= payload_bytes(payload)
-        return payload
 
     def clear(self) -> None:
         """Let go of everything in memory."""
         self._held.clear()
         self.nbytes = 0
 
+    def _put_away(self, block: Block, kind: Kind, payload: Payload) -> list[Block]:
+        if self.files is None:
+            return [block]
+        try:
+            if (block.name, kind) not in self.files:
+                self.files.write(block, kind, payload)
+        except SessionError:  # a full disk, say: going back there will cost a run
+            return [block]
+        return []
+
 
 def payload_bytes(payload: Payload) -> int:
     """Bytes of all arrays."""
     return sum(array.nbytes for layer in payload for array in layer)
+
+
+def same(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many of the first elements are equal."""
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

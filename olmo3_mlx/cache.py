@@ -35,6 +35,11 @@ class Cache(Protocol):
         ...
 
     @property
+    def quantized(self) -> bool:
+        """True if what is held is."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the buffers hold."""
         ...
@@ -187,6 +192,7 @@ class KVCache(_Buffered):
         if end > buffer.room:
             old = buffer.newest(buffer.length) if buffer.arrays else [part[:, :, :0] for part in parts]
             buffer.replace(old, _steps(max(end, self._reserved)))
+            mx.eval(buffer.arrays)  # layer by layer, as for a compaction
         buffer.write(parts)
         return buffer.arrays, end, end
 
@@ -234,6 +240,7 @@ class RotatingKVCache(_Buffered):
                 buffer.replace([part[:, :, :0] for part in parts], self.room_for(end))
             elif end <= self.capacity:
                 buffer.replace(buffer.newest(buffer.length), self.room_for(end))
+                mx.eval(buffer.arrays)
             else:
                 self._compact(buffer.newest(self.kept), self.offset - self.kept)
         buffer.write(parts)

@@ -6,24 +6,38 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+_UNFINISHED = ".unfinished-"
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new file that then takes the place of `path`, or vanishes if it fails.
+
+def replace_file(
+    path: Path, write: Callable[[Path], None], rename: Callable[[Path], Path] | None = None
+) -> Path:
+    """Let `write` fill a new file that then takes the place of `path`, or vanishes if it fails. With
+    `rename` what that makes of the written file is its place, in the same folder. Returns the place.
 
     Raises what `write` raises, and OSError if the disk does not take it.
     """
-    handle, name = tempfile.mkstemp(prefix=".unfinished-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_UNFINISHED, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     new = Path(name)
     try:
         write(new)
         flush(new)
+        path = rename(new) if rename is not None else path
         new.replace(path)
     except BaseException:
         with suppress(OSError):
             new.unlink()
         raise
     flush(path.parent)
+    return path
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left half-written. Nobody else may write there now."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def flush(path: Path) -> None:

@@ -43,9 +43,19 @@ Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
 def check_prompt(ids: Sequence[int], vocab_size: int, context: int) -> None:
-    """Raise PromptError for a prompt that is empty, has an id outside the vocabulary, or leaves no
-    room for an answer in a context of `context` tokens.
+    """Raise PromptError for a prompt that `check_ids` refuses, or that leaves no room for an answer in a
+    context of `context` tokens.
     """
+    check_ids(ids, vocab_size)
+    if len(ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(ids)} tokens, the context is {context}: shorten it, so that an answer "
+            f"fits too"
+        )
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise PromptError for a prompt that is empty or has an id outside the vocabulary."""
     if not ids:
         raise PromptError("the prompt is empty: expected at least one token")
     outside = next((i for i in ids if not 0 <= i < vocab_size), None)
@@ -53,11 +63,6 @@ def check_prompt(ids: Sequence[int], vocab_size: int, context: int) -> None:
         raise PromptError(
             f"token id {outside} is outside the model's vocabulary of {vocab_size}: the tokenizer "
             f"belongs to another model"
-        )
-    if len(ids) >= context:
-        raise PromptError(
-            f"the prompt has {len(ids)} tokens, the context is {context}: shorten it, so that an answer "
-            f"fits too"
         )
 
 

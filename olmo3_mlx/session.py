@@ -4,17 +4,19 @@ Going back takes the nearest way: the caches rewind if they can; else the last c
 restored, and what lies behind it runs again.
 """
 
-from collections.abc import Generator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from olmo3_mlx.blocks import FULL, SLIDING, BlockStore
+from olmo3_mlx.blocks import FULL, SLIDING, BlockStore, same
 from olmo3_mlx.cache import rewind
-from olmo3_mlx.checkpoints import Checkpoints, same
-from olmo3_mlx.errors import CacheError, OptionError, SessionError
-from olmo3_mlx.generation import LanguageModel, Progress, Sample, decode, prefill
+from olmo3_mlx.checkpoints import Checkpoints
+from olmo3_mlx.errors import CacheError, OptionError, PromptError, SessionError
+from olmo3_mlx.generation import LanguageModel, Progress, Sample, check_ids, decode, prefill
 from olmo3_mlx.session_files import SessionFiles
 
 CHECKPOINT_BYTES = 2**31  # of checkpoints in memory, unless told
@@ -38,19 +40,23 @@ class Session:
 
         Raises OptionError for a value outside its range.
         """
-        longest = model.config.max_position_embeddings
-        self.context: int = longest if context is None else context
-        if not 1 <= self.context <= longest or checkpoint_bytes < 0:
-            raise OptionError(
-                f"expected a context of 1 to {longest} tokens and 0 or more bytes for checkpoints, got "
-                f"{context} and {checkpoint_bytes}"
-            )
+        longest: int = model.config.max_position_embeddings
+        context = longest if context is None else context
+        for name, value, least, most in (
+            ("context", context, 1, longest),
+            ("checkpoint_bytes", checkpoint_bytes, 0, 2**63),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise OptionError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        self.context = context
         self.vocab_size: int = model.config.vocab_size
         self._model = model
         self._make_caches = partial(model.make_caches, **caches)
+        self._kv_start: int = caches.get("kv_start", 0)
         self._files = files
         self._checkpoints = Checkpoints(BlockStore(checkpoint_bytes, files))
         self._tokens: list[int] = []
+        self._decoding: weakref.ref[Generator[int]] | None = None
         self._start_anew()
 
     @property
@@ -70,14 +76,16 @@ class Session:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._checkpoints.clear()
+        self._end_decoding()
         self._start_anew()
+        self._checkpoints.clear()
 
     def goto(self, position: int) -> int:
         """Go back to where the first `position` tokens are held; returns how many of them had to run.
 
         Raises CacheError if there are not so many tokens.
         """
+        self._end_decoding()
         if not 0 <= position <= len(self._tokens):
             raise CacheError(f"expected a position in 0 to {len(self._tokens)}, got {position}")
         wanted = self._tokens[:position]
@@ -90,10 +98,12 @@ class Session:
         """Make the caches hold as much of the beginning of `ids` as they can without running a token,
         in any branch; the last id is always left to run. Returns how many of `ids` they hold then.
         """
+        self._end_decoding()
         return self._reach(ids[:-1])
 
     def checkpoint(self) -> None:
         """Make a checkpoint here, so that it can be gone back to however much follows."""
+        self._end_decoding()
         self._checkpoints.mark(self._tokens, len(self._tokens))
 
     def prefill(
@@ -104,46 +114,29 @@ class Session:
 
         A checkpoint is made `checkpoint` tokens into the ids, where the answer's turn begins say, and
         at multiples of 512 positions. If `progress` raises, the session holds what was done.
+
+        Raises PromptError, before any work, for ids that the model or the context cannot take.
         """
-        before = list(self._tokens)
-        turn = None if checkpoint is None else len(before) + checkpoint
-        between = False  # two passes: the caches are whole
-
-        def passed(done: int, total: int) -> None:
-            nonlocal between
-            self._tokens = [*before, *ids[:done]]
-            self._checkpoints.mark_all(self._tokens, turn)
-            if progress is not None:
-                between = True
-                progress(done, total)
-                between = False
-
-        try:
-            return prefill(self._model, ids, self.caches, progress=passed)
-        except BaseException as error:
-            if between or isinstance(error, KeyboardInterrupt):
-                self._settle([*before, *ids])
-            else:
-                self._start_anew()  # MLX fails late: what the layers hold may never be there
-            raise
+        self._end_decoding()
+        check_ids(ids, self.vocab_size)
+        if len(self._tokens) + len(ids) > self.context:
+            total = len(self._tokens) + len(ids)
+            raise PromptError(f"{total} tokens do not fit the context of {self.context}")
+        marks = self._checkpoints
+        if marks.kept and checkpoint is not None and 0 < checkpoint < len(ids) - marks.spare:
+            # So far back the caches could not look after a pass over all of it.
+            self._run(ids[:checkpoint], checkpoint, progress, 0, len(ids))
+            return self._run(ids[checkpoint:], None, progress, checkpoint, len(ids))
+        return self._run(ids, checkpoint, progress, 0, len(ids))
 
     def decode(self, logits: mx.array, sample: Sample, max_tokens: int) -> Generator[int]:
         """Yield ids as `decode` of generation.py does; then the session holds all of them but the last,
-        and has a checkpoint there.
+        and has a checkpoint there. Whatever else is asked of the session meanwhile ends it.
         """
-        said: list[int] = []
-        steps = decode(self._model, logits, self.caches, sample, max_tokens)
-        try:
-            for token in steps:
-                said.append(token)
-                yield token
-        except Exception:
-            self._start_anew()
-            raise
-        finally:
-            steps.close()
-            self._settle([*self._tokens, *said])
-            self.checkpoint()
+        self._end_decoding()
+        ids = self._decode(logits, sample, max_tokens)
+        self._decoding = weakref.ref(ids)
+        return ids
 
     def save(self) -> None:
         """Write what the caches hold to the session's files, so that `resume` can go on from there.
@@ -152,13 +145,15 @@ class Session:
         """
         assert self._files is not None, "a session without files cannot be saved"
         self.checkpoint()
-        marks = self._checkpoints
+        marks, files = self._checkpoints, self._files
+        files.need(marks.path, marks.path)
         for block in marks.path:
-            if (block.name, FULL) not in self._files:
-                self._files.write(block, FULL, marks.full_part(block))
-            if marks.capture(block) and (block.name, SLIDING) not in self._files:
-                self._files.write(block, SLIDING, marks.store.get(block, SLIDING))
-        self._files.commit(marks.path, marks.window(marks.last))
+            if (block.name, FULL) not in files:
+                files.write(block, FULL, marks.full_part(block))
+            held = marks.capture(block) or marks.store.peek(block, SLIDING)
+            if held is not None and (block.name, SLIDING) not in files:
+                files.write(block, SLIDING, held)
+        files.commit(marks.path, marks.window(marks.last))
 
     def resume(self) -> None:
         """Hold what `save` wrote; nothing if there is nothing.
@@ -174,14 +169,57 @@ class Session:
             for tokens, captured in self._files.chain():
                 block = block.child(tokens)
                 block.captured = captured
-            if not marks.restorable(block):
+            if block is not marks.root and (block.stop, block) not in marks.nearest(block.ids()):
                 raise SessionError("files of the conversation's caches are missing")
-            self._tokens = marks.restore(block)
+            with self._changing():
+                self._tokens = marks.restore(block)
         except SessionError:
             self.clear()
             self._files.clear()
             raise
         self._files.keep_only(marks.path, marks.window(block))
+
+    # What follows expects that no answer is being decoded.
+
+    def _run(
+        self, ids: Sequence[int], turn: int | None, progress: Progress | None, done_before: int, total: int
+    ) -> mx.array:
+        """`prefill` for a part of its ids, `done_before` of `total` having been run."""
+        before = list(self._tokens)
+        between = False  # two passes: the caches are whole
+
+        def passed(done: int, _: int) -> None:
+            nonlocal between
+            self._tokens = [*before, *ids[:done]]
+            self._checkpoints.mark_all(self._tokens, None if turn is None else len(before) + turn)
+            if progress is not None:
+                between = True
+                progress(done_before + done, total)
+                between = False
+
+        try:
+            return prefill(self._model, ids, self.caches, progress=passed)
+        except BaseException:
+            if not between:
+                self._start_anew()  # MLX fails late: what the layers hold may never be there
+            raise
+
+    def _decode(self, logits: mx.array, sample: Sample, max_tokens: int) -> Generator[int]:
+        before = list(self._tokens)
+        said: list[int] = []
+        steps = decode(self._model, logits, self.caches, sample, max_tokens)
+        try:
+            for token in steps:
+                said.append(token)
+                yield token
+        except Exception:
+            self._start_anew()
+            raise
+        finally:
+            steps.close()
+            self._decoding = None
+            self._settle([*before, *said])
+            self._checkpoints.mark(self._tokens, len(self._tokens))
 
     def _reach(self, wanted: Sequence[int]) -> int:
         """Hold as much of `wanted` as costs no run; returns how much."""
@@ -189,32 +227,54 @@ class Session:
         common = same(self._tokens, wanted)
         back = len(self._tokens) - common
         rewound = common if back <= min(cache.rewindable for cache in self.caches) else -1
-        blocks = [marks.root, *marks.root.matching(wanted)]
-        for block in sorted(blocks, key=lambda block: -block.stop):
-            if block.stop <= rewound:
-                marks.retire(common)
-                rewind(self.caches, back)
-                self._settle(self._tokens)
-                break
-            try:
-                if marks.restorable(block):
-                    self._tokens = marks.restore(block)
+        nearest = marks.nearest(wanted)
+        if any(cache.quantized for cache in self.caches) and max(rewound, nearest[0][0]) <= self._kv_start:
+            self._start_anew()  # a fresh run of so few tokens is not quantized
+            return 0
+        with self._changing():
+            for reach, block in nearest:
+                if reach <= rewound:
                     break
-            except SessionError:  # a damaged file costs the run of its tokens, no more
-                self._start_anew()
-                rewound = -1
+                try:
+                    self._tokens = marks.restore(block)
+                except SessionError:  # a damaged file costs the run of its tokens, no more
+                    continue
+                rewound, back = reach, block.stop - reach
+                break
+            marks.retire(rewound)
+            rewind(self.caches, back)
+            self._settle(self._tokens)
         return len(self._tokens)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """If what is done within is broken off, hold nothing rather than something between."""
+        try:
+            yield
+        except BaseException:
+            self._start_anew()
+            raise
 
     def _start_anew(self) -> None:
         self.caches = self._make_caches()
-        self._checkpoints.follow(self.caches)
         self._tokens = []
+        self._checkpoints.follow(self.caches)
 
     def _settle(self, known: Sequence[int]) -> None:
-        """After a run of `known` tokens that may have been cut short: hold what all layers hold."""
-        at = {cache.offset for cache in self.caches}
-        if len(at) > 1:
-            self._start_anew()
-            return
-        self._tokens = list(known[: at.pop()])
-        self._checkpoints.cut(len(self._tokens))
+        """After a run of `known` tokens that may have been cut short: hold what all layers hold of them."""
+        end = min(len(known), *(cache.offset for cache in self.caches))
+        with self._changing():
+            for cache in self.caches:
+                if cache.offset - end > cache.rewindable:
+                    self._start_anew()
+                    return
+                cache.rewind(cache.offset - end)
+            self._tokens = list(known[:end])
+            self._checkpoints.cut(end)
+
+    def _end_decoding(self) -> None:
+        """Close an answer that its reader left open: it uses these caches."""
+        ids = self._decoding() if self._decoding is not None else None
+        self._decoding = None
+        if ids is not None:
+            ids.close()

@@ -15,12 +15,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
 from olmo3_mlx.blocks import FULL, SLIDING, Block, Kind, Payload
-from olmo3_mlx.durable import replace_file
+from olmo3_mlx.durable import remove_unfinished, replace_file
 from olmo3_mlx.errors import SessionError
 
 FORMAT = "1"
@@ -33,7 +33,7 @@ class SessionFiles:
     """The files in `folder`, which is made when the first one is written. They belong to the weights
     `identity` in the cache form `form`, see identity.py.
 
-    Beyond `limit` bytes the least recently used go, but never those of the last `commit`.
+    Beyond `limit` bytes the least recently used go, but never those that the conversation needs.
     """
 
     def __init__(self, folder: Path, identity: str, form: str, limit: int = DISK_BYTES) -> None:
@@ -41,13 +41,13 @@ class SessionFiles:
         self.limit = limit
         self._meta = {"format": FORMAT, "identity": identity, "form": form}
         self._files: OrderedDict[tuple[str, Kind], Path] = OrderedDict()  # the one used last at the end
-        self._needed: set[tuple[str, Kind]] = set()
+        remove_unfinished(folder)
         with suppress(OSError):
-            paths = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-            for path in paths:
-                name, kind, *_ = path.name.split(".")
-                if kind in (FULL, SLIDING):
+            for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
+                name, kind, *rest = path.name.split(".")
+                if kind in (FULL, SLIDING) and len(rest) == 2:
                     self._files[name, FULL if kind == FULL else SLIDING] = path
+        self._needed = set(self._files)  # until it is known better
 
     def __contains__(self, key: tuple[str, Kind]) -> bool:
         """True if there is a file for a block's name and kind."""
@@ -55,9 +55,8 @@ class SessionFiles:
 
     def read(self, block: Block, kind: Kind) -> Payload:
         """What was written. Raises SessionError, with the reason, if it is not that."""
-        key = (block.name, kind)
-        path = self._files[key]
-        self._files.move_to_end(key)
+        path = self._files[block.name, kind]
+        self._files.move_to_end((block.name, kind))
         try:
             path.touch()
             if _checksum(path) != path.name.split(".")[2]:
@@ -65,35 +64,40 @@ class SessionFiles:
             arrays, meta = cast(
                 tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
             )
+            self._check(path.name, meta)
+            if (meta.get("block"), meta.get("kind")) != (block.name, kind):
+                raise SessionError(f"{path.name} holds other tokens than its name says")
+            layers = sorted((tuple(int(n) for n in name.split(".")), part) for name, part in arrays.items())
         except (OSError, RuntimeError, ValueError) as error:
-            self._files.pop(key)
+            self._files.pop((block.name, kind))
             raise SessionError(f"{path.name} cannot be read: {error}") from None
         except SessionError:
-            self._files.pop(key)
+            self._files.pop((block.name, kind))
             raise
-        self._check(path.name, meta)
-        payload: Payload = []
-        for name in sorted(arrays, key=lambda name: [int(part) for part in name.split(".")]):
-            layer = int(name.split(".")[0])
-            payload += [[] for _ in range(layer + 1 - len(payload))]
-            payload[layer].append(arrays[name])
+        payload: Payload = [[] for _ in {layer for (layer, _), _ in layers}]
+        for (layer, _), part in layers:
+            payload[layer].append(part)
         return payload
 
     def write(self, block: Block, kind: Kind, payload: Payload) -> None:
         """Keep a payload. Raises SessionError if the disk does not take it; nothing is left then."""
         arrays = {f"{i}.{j}": part for i, layer in enumerate(payload) for j, part in enumerate(layer)}
-        waiting = self.folder / f"{block.name}.{kind}.safetensors"
+        meta = {**self._meta, "block": block.name, "kind": kind}
+        name = f"{block.name}.{kind}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(waiting, lambda new: mx.save_safetensors(str(new), arrays, metadata=self._meta))
-            path = self.folder / f"{block.name}.{kind}.{_checksum(waiting)}.safetensors"
-            waiting.rename(path)
+            self._files[block.name, kind] = replace_file(
+                self.folder / f"{name}.safetensors",
+                lambda new: mx.save_safetensors(str(new), arrays, metadata=meta),
+                rename=lambda new: self.folder / f"{name}.{_checksum(new)}.safetensors",
+            )
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                waiting.unlink()
             raise SessionError(f"cannot write to {self.folder}: {error}") from None
-        self._files[block.name, kind] = path
         self._make_room()
+
+    def need(self, path: Sequence[Block], window: Sequence[Block]) -> None:
+        """Keep the files of these blocks, whatever they take, besides those of the last `commit`."""
+        self._needed |= _keys(path, window)
 
     def commit(self, path: Sequence[Block], window: Sequence[Block]) -> None:
         """Say that the conversation is made of the blocks `path`, at whose end the sliding window is
@@ -108,7 +112,8 @@ class SessionFiles:
             replace_file(self.folder / _INDEX, lambda new: _write_json(new, index))
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error}") from None
-        self._need(path, window)
+        self._needed = _keys(path, window)
+        self._make_room()
 
     def chain(self) -> list[tuple[list[int], int | None]]:
         """The tokens of the conversation's blocks in order, and where their SLIDING positions begin;
@@ -121,15 +126,13 @@ class SessionFiles:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             self._check(_INDEX, index)
-            return [
-                ([int(token) for token in block["tokens"]], block["captured"]) for block in index["blocks"]
-            ]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return [_block(entry) for entry in index["blocks"]]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SessionError(f"{_INDEX} is damaged: {error}") from None
 
     def keep_only(self, path: Sequence[Block], window: Sequence[Block]) -> None:
         """Remove the files of other branches, whose tokens nobody knows any more."""
-        self._need(path, window)
+        self._needed = _keys(path, window)
         for key in [key for key in self._files if key not in self._needed]:
             self._remove(key)
 
@@ -140,10 +143,6 @@ class SessionFiles:
         for key in list(self._files):
             self._remove(key)
         self._needed.clear()
-
-    def _need(self, path: Sequence[Block], window: Sequence[Block]) -> None:
-        self._needed = {(b.name, FULL) for b in path} | {(b.name, SLIDING) for b in window}
-        self._make_room()
 
     def _check(self, name: str, meta: dict[str, str]) -> None:
         for key, what in (("format", "format version"), ("identity", "model"), ("form", "form of cache")):
@@ -165,6 +164,20 @@ class SessionFiles:
     def _remove(self, key: tuple[str, Kind]) -> None:
         with suppress(OSError):
             self._files.pop(key).unlink(missing_ok=True)
+
+
+def _keys(path: Sequence[Block], window: Sequence[Block]) -> set[tuple[str, Kind]]:
+    return {(b.name, FULL) for b in path} | {(b.name, SLIDING) for b in window}
+
+
+def _block(entry: dict[str, Any]) -> tuple[list[int], int | None]:
+    """A block of the index. Raises ValueError, or what a wrong type leads to, if it is none."""
+    tokens, captured = entry["tokens"], entry["captured"]
+    if not tokens or any(type(token) is not int or not 0 <= token < 2**31 for token in tokens):
+        raise ValueError("expected a list of token ids")
+    if captured is not None and (type(captured) is not int or captured < 0):
+        raise ValueError("expected a position")
+    return tokens, captured
 
 
 def _checksum(path: Path) -> str:

@@ -61,8 +61,8 @@ class Tokenizer:
         """Ids of a text, spelled as in `held` as far as that is the same text: a model may have chosen
         other tokens for its words than `encode` does, and they need not be run again.
 
-        Between special tokens, where spelling is free, a stretch is taken from `held` if it decodes to
-        the text that stands here, or, as the last one, to its beginning. Raises what `encode` raises.
+        Between special tokens, where spelling is free, what `held` has is taken as far as it is the text
+        that stands here, to the last word that both have whole. Raises what `encode` raises.
         """
         ids, at = self.encode(text), 0
         while True:
@@ -70,14 +70,34 @@ class Tokenizer:
             if at < 0:
                 return ids
             begin = next((i + 1 for i in range(at - 1, -1, -1) if ids[i] in self._special), 0)
-            theirs, ours = held[begin : self._stretch(held, begin)], ids[begin : self._stretch(ids, begin)]
-            said, meant = self.decode(theirs), self.decode(ours)
-            last = begin + len(theirs) == len(held)
-            if not theirs or not (said == meant or (last and meant.startswith(said))):
+            ours = ids[begin : self._stretch(ids, begin)]
+            end = self._stretch(held, begin)
+            said, meant = held[begin:end], self.decode(ours)
+            taken, length = self._common(said, meant, last=end == len(held))
+            if begin + taken <= at:
                 return ids
-            rest = self.encode(meant[len(said) :])
-            at = begin + len(theirs)
-            ids = [*ids[:begin], *theirs, *rest, *ids[begin + len(ours) :]]
+            rest = self.encode(meant[length:])
+            ids = [*ids[:begin], *said[:taken], *rest, *ids[begin + len(ours) :]]
+            if taken < len(said):
+                return ids
+            at = begin + taken
+
+    def _common(self, said: Sequence[int], meant: str, last: bool) -> tuple[int, int]:
+        """How many ids of `said` spell the beginning of `meant`, and how long that is. Unless that is all
+        that was said, it ends before a word, where `encode` may go on; `last` says that nothing follows.
+        """
+        detokenizer, text, found = self.detokenizer(), "", (0, 0)
+        for count, token in enumerate(said, start=1):
+            piece = detokenizer.add(token)
+            if not piece:  # in the middle of a character
+                continue
+            text += piece
+            if not meant.startswith(text):
+                return found
+            if not meant[len(text) :] or meant[len(text)].isspace():
+                found = (count, len(text))
+        whole = self.decode(said)
+        return (len(said), len(whole)) if meant == whole or (last and meant.startswith(whole)) else found
 
     def _stretch(self, ids: Sequence[int], begin: int) -> int:
         """Where the next special token from `begin` on stands, or the end."""

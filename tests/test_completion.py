@@ -90,7 +90,7 @@ def saying(tokenizer: Tokenizer, *answers: Sequence[int] | str) -> Script:
     def script(history: list[int]) -> int:
         n = len(opening)
         begins = [i + n for i in range(len(history) - n + 1) if history[i : i + n] == opening]
-        said = texts[len(begins) - 1][len(history) - begins[-1] :]
+        said = texts[len(begins) - 1][len(history) - begins[-1] :] if begins else []
         return said[0] if said else filler
 
     return script

@@ -521,8 +521,6 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, after: int = 0) -> Non
             monkeypatch.setattr(mx, "save_safetensors", failing(real, error, half=True))
         case "rename":
             monkeypatch.setattr(Path, "replace", failing(Path.replace, FULL_DISK))
-        case "second rename":
-            monkeypatch.setattr(Path, "rename", failing(Path.rename, FULL_DISK))
         case "index":
             monkeypatch.setattr(Path, "write_text", failing(Path.write_text, FULL_DISK))
         case "mkstemp":
@@ -537,7 +535,7 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, after: int = 0) -> Non
             monkeypatch.setattr(Path, "mkdir", failing(Path.mkdir, PermissionError(13, "Permission denied")))
 
 
-DISK = ["safetensors", "rename", "second rename", "index", "mkstemp", "fsync", "mkdir"]
+DISK = ["safetensors", "rename", "index", "mkstemp", "fsync", "mkdir"]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
