@@ -228,7 +228,9 @@ class Session:
         back = len(self._tokens) - common
         rewound = common if back <= min(cache.rewindable for cache in self.caches) else -1
         nearest = marks.nearest(wanted)
-        if any(cache.quantized for cache in self.caches) and max(rewound, nearest[0][0]) <= self._kv_start:
+        least = self._kv_start if any(cache.quantized for cache in self.caches) else 0
+        if 0 < least >= max(rewound, nearest[0][0]):
+            marks.retire(0)
             self._start_anew()  # a fresh run of so few tokens is not quantized
             return 0
         with self._changing():
