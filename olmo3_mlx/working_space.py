@@ -7,6 +7,7 @@ Shapes: L new tokens, S positions that attention sees, H query heads, D head dim
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -18,10 +19,17 @@ from olmo3_mlx.kv_quantization import _UNPACKED_BYTES as UNPACKED_BYTES
 from olmo3_mlx.memory import layer_counts, position_bytes
 from olmo3_mlx.model import _EVALUATE_FROM as EVALUATE_FROM
 
-# Arrays [L, width] of a layer: its input, what attention and feed-forward put out, their norms;
-# queries projected, normed, rotated, and what attention makes of them; the same of keys and values;
-# gate, up and the steps of SwiGLU.
-_HIDDEN, _QUERIES, _KEYS, _INTERMEDIATE = 4, 4, 4, 5
+
+class _Counts(NamedTuple):
+    """How many arrays [L, width] of one layer live at once, by width."""
+
+    hidden: int  # its input, what attention and feed-forward put out, their norms, the sums
+    queries: int  # projected, normed, rotated, scaled, and what attention makes of them
+    keys: int  # and values
+    intermediate: int  # gate, up, and the steps of SwiGLU
+
+
+_ON_CPU, _ON_GPU = _Counts(7, 6, 5, 5), _Counts(4, 4, 4, 5)  # as few as bound what was measured
 
 _ENCODE_BYTES = 23  # for one value while it is quantized, in float32 (measured)
 # For one value unpacked on the CPU, which has no kernel for it and goes through integers (measured).
@@ -100,14 +108,11 @@ class _Pass:
         return self.config.vocab_size * (self.itemsize + 4 * _SAMPLING)
 
     def _projections(self) -> int:
-        c = self.config
-        widths = (
-            _HIDDEN * c.hidden_size
-            + _QUERIES * c.num_attention_heads * c.head_dim
-            + _KEYS * c.num_key_value_heads * c.head_dim
-            + _INTERMEDIATE * c.intermediate_size
-        )
-        return self.length * widths * self.itemsize
+        c, count = self.config, _ON_GPU if self.on_gpu else _ON_CPU
+        heads = count.queries * c.num_attention_heads + count.keys * c.num_key_value_heads
+        rotated = self.itemsize if self.on_gpu else 4  # the CPU backend does it in float32
+        others = count.hidden * c.hidden_size + count.intermediate * c.intermediate_size
+        return self.length * (heads * c.head_dim * rotated + others * self.itemsize)
 
     def _seen(self, layer_type: str) -> tuple[int, bool]:
         """How many positions the queries see together, and whether a mask has to say who sees what."""
