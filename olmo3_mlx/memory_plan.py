@@ -15,8 +15,7 @@ from olmo3_mlx.errors import MemoryFitError, OptionError
 from olmo3_mlx.generation import PREFILL_CHUNK
 from olmo3_mlx.machine import machine_bytes
 from olmo3_mlx.memory import cache_bytes, position_bytes, weight_bytes
-from olmo3_mlx.model import _EVALUATE_FROM as EVALUATE_FROM
-from olmo3_mlx.working_space import working_bytes
+from olmo3_mlx.working_space import passes, working_bytes
 
 LEAST_CONTEXT = 512  # below that a default is of no use
 
@@ -89,8 +88,7 @@ class MemoryFit:
         position_bytes(c, kv_bits=kv_bits, kv_group_size=self.kv_group_size)  # raises even below kv_start
         # Just before they are quantized, caches may take more than ever after.
         caches = [cache_bytes(c, n, **how) for n in (context, min(context, self.kv_start))]
-        passes = {self.chunk, min(self.chunk, EVALUATE_FROM - 1), 1}
-        working = [working_bytes(c, n, context, **how) for n in passes]
+        working = [working_bytes(c, n, context, **how) for n in passes(self.chunk)]
         return MemoryPlan(context, kv_bits, weights, max(caches), max(working), self.machine)
 
     @property

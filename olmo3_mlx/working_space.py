@@ -1,8 +1,8 @@
 """What one pass through the model needs beside weights and caches: an estimate from above, in bytes.
 
-A sum of what can live at once in one layer, as MLX allocates ahead of what it runs. How often each
-array counts was fitted to peaks that MLX reported: on the CPU backend (tests/test_memory.py holds the
-estimate to them) and, for the 7B's and the 32B's shapes, on an H100 (within a factor of 2.5).
+A sum of what can live at once, as MLX allocates ahead of what it runs. How often each array counts was
+fitted to peaks that MLX reported: on the CPU backend, where tests/test_memory.py holds the estimate to
+within a factor of 2.2, and on an H100 for the 7B's shape. Caches are taken to grow layer by layer.
 Shapes: L new tokens, S positions that attention sees, H query heads, D head dimension.
 """
 
@@ -17,7 +17,7 @@ from olmo3_mlx.config import FULL, SLIDING, Olmo3Config
 from olmo3_mlx.kv_quantization import _FEW_QUERIES as FEW_QUERIES
 from olmo3_mlx.kv_quantization import _UNPACKED_BYTES as UNPACKED_BYTES
 from olmo3_mlx.memory import layer_counts, position_bytes
-from olmo3_mlx.model import _EVALUATE_FROM as EVALUATE_FROM
+from olmo3_mlx.model import _PACED_FROM as PACED_FROM
 
 
 class _Counts(NamedTuple):
@@ -34,6 +34,7 @@ _ON_CPU, _ON_GPU = _Counts(7, 6, 5, 5), _Counts(4, 4, 4, 5)  # as few as bound w
 _ENCODE_BYTES = 23  # for one value while it is quantized, in float32 (measured)
 # For one value unpacked on the CPU, which has no kernel for it and goes through integers (measured).
 _UNPACK_BYTES_ON_CPU = {8: 10, 4: 18}
+_AHEAD_BYTES = 700 * 2**20  # temporaries of short passes that a GPU is behind Python (measured)
 _MARGIN = 9 / 8  # for what the sum leaves out
 _SAMPLING = 8  # float32 arrays [V]: probabilities, sorted, summed, masked, ...
 
@@ -60,12 +61,24 @@ def working_bytes(
     chunk = min(chunk, context)
     one = _Pass(config, chunk, context, kv_bits, kv_group_size, kv_start, rewind, itemsize, gpu)
     sliding, full = layer_counts(config)
-    layers = [(kind, count) for kind, count in ((SLIDING, sliding), (FULL, full)) if count]
-    # The CPU backend runs few operations ahead, a GPU as many as Python queues: a whole short pass.
-    together = gpu and chunk < EVALUATE_FROM
-    temporaries = [one.layer(kind) * (count if together else 1) for kind, count in layers]
-    total = sum(temporaries) if together else max(temporaries)
-    return int((total + max(one.growth(kind) for kind, _ in layers) + one.head()) * _MARGIN)
+    kinds = [kind for kind, count in ((SLIDING, sliding), (FULL, full)) if count]
+    temporaries = _at_once(max(one.layer(kind) for kind in kinds), sliding + full, chunk, gpu)
+    return int((temporaries + max(one.growth(kind) for kind in kinds) + one.head()) * _MARGIN)
+
+
+def passes(chunk: int) -> set[int]:
+    """The lengths of pass that may need most, when a prompt is read `chunk` tokens at a time."""
+    return {min(chunk, length) for length in (1, PACED_FROM - 1, chunk)}
+
+
+def _at_once(layer: int, layers: int, length: int, on_gpu: bool) -> int:
+    """Temporaries of all the layers that are under way at a time, if one layer's take `layer`."""
+    if not on_gpu:  # the CPU backend runs few operations ahead
+        return layer
+    if length >= PACED_FROM:  # see `pace`
+        return min(layers, 2) * layer
+    # As far ahead as MLX queues: in the 7B's shape 7 layers of 20 MiB each, 2 of 300 MiB.
+    return min(layers * layer, 12 * layer, max(3 * layer, _AHEAD_BYTES))
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ class _Pass:
         encoded = _ENCODE_BYTES * values * max(self.length, min(self.kv_start, seen))
         if self.length <= FEW_QUERIES:
             scores = 4 * c.num_attention_heads * self.length
-            affine = 4 * values // 32  # scales and biases, for groups of 32 at the least
+            affine = 2 * values // 32  # biases, for groups of 32 at the least
             return encoded + (scores + affine) * self._room(layer_type) * self.itemsize
         together = max(UNPACKED_BYTES, 2 * seen * c.head_dim * self.itemsize)
         unpacked = min(values * seen * self.itemsize, together)
