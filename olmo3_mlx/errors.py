@@ -9,6 +9,7 @@
     ├── PromptError            empty, too long, or with an id outside the vocabulary
     ├── CacheError             a cache asked for what it no longer holds
     ├── SessionError           a saved conversation that cannot be used, or not be saved
+    ├── MemoryFitError         what was asked for does not fit the machine's memory
     ├── ConvertError           a conversion that cannot be made, or could not be finished
     └── OptionError            an option outside its range (also a ValueError)
 
@@ -53,6 +54,10 @@ class CacheError(Olmo3Error):
 
 class SessionError(Olmo3Error):
     """A saved conversation, or what was kept of its caches, cannot be used or not be saved."""
+
+
+class MemoryFitError(Olmo3Error):
+    """Weights, caches and working space do not fit the machine; the nearest that fit are named."""
 
 
 class ConvertError(Olmo3Error):

@@ -1,15 +1,19 @@
-"""What a model takes before it is loaded, and what the machine has. All in bytes.
+"""What weights and caches take, before they are there. All in bytes, and exact.
 
-Nothing is evaluated: MLX builds the modules lazily, so their shapes and dtypes are exact and free.
+Nothing is evaluated: MLX builds modules and reads checkpoints lazily, so that shapes and dtypes are
+known for free. What a pass needs on top is in `working_space`, what fits a machine in `memory_plan`.
 """
 
-import os
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from olmo3_mlx.cache import KVCache, RotatingKVCache
+from olmo3_mlx.checkpoint import default_dtype, read_weights
 from olmo3_mlx.config import FULL, Olmo3Config
+from olmo3_mlx.errors import OptionError
+from olmo3_mlx.kv_quantization import BITS, KVQuantization
 from olmo3_mlx.model import Olmo3
 
 PARTS = ("embedding", "attention", "feed-forward", "norms", "head")
@@ -37,33 +41,73 @@ def weight_bytes(config: Olmo3Config, bits: int | None = None, group_size: int =
     return sum(array.nbytes for array in model.tensors().values())
 
 
-def cache_bytes(config: Olmo3Config, tokens: int, itemsize: int = 2) -> int:
-    """Caches that hold `tokens`, one sequence, `itemsize` bytes a value (2: bfloat16), as
-    `make_caches` sizes them: the room to spare and what can be taken back included.
+def stored_weight_bytes(folder: Path, dtype: mx.Dtype | None = None) -> int:
+    """What the weights in a checkpoint's folder will take once loaded; only headers are read.
+
+    Floats become `dtype`, which left out is what `load` would choose: see `default_dtype`.
+
+    Raises CheckpointError for files that are missing or damaged.
     """
-    position = 2 * config.num_key_value_heads * config.head_dim * itemsize  # a key and a value
-    positions = 0
-    for cache in Olmo3(config).make_caches():
-        assert isinstance(cache, KVCache | RotatingKVCache)
-        positions += cache.room_for(tokens)
-    return positions * position
+    weights = read_weights(folder)
+    dtype = dtype or default_dtype(weights)
+    return sum(w.size * _loaded(w, dtype).size for w in weights.values())
 
 
-def machine_bytes() -> int:
-    """What this machine has for a model: on a Mac the working set that MLX recommends, on a CUDA
-    machine the GPU's memory, elsewhere all of RAM.
+def stored_itemsize(folder: Path, dtype: mx.Dtype | None = None) -> int:
+    """Bytes of one number in the caches of the model that this folder becomes; see above."""
+    weights = read_weights(folder)
+    # A model computes in its norms' dtype, and those are never quantized.
+    norm = weights.get("model.norm.weight")
+    dtype = dtype or default_dtype(weights)
+    return 2 if norm is None else _loaded(norm, dtype).size
+
+
+def cache_bytes(
+    config: Olmo3Config,
+    tokens: int,
+    *,
+    kv_bits: int | None = None,
+    kv_group_size: int | None = None,
+    kv_start: int = 0,
+    rewind: int = 512,
+    itemsize: int = 2,
+) -> int:
+    """What the caches of `Olmo3.make_caches` take when they hold `tokens`, in one sequence.
+
+    Room to spare and what can be taken back are included. `itemsize` is the bytes of a number where
+    keys and values are not quantized, and of a scale where they are (2: bfloat16); the rest are
+    `make_caches`'s arguments. Raises OptionError where that does.
     """
-    info = mx.device_info() if mx.default_device().type == mx.DeviceType.gpu else {}
-    for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-        if key in info:
-            return int(info[key])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name, value in (("rewind", rewind), ("kv_start", kv_start)):
+        if value < 0:
+            raise OptionError(f"{name} must be 0 or more, not {value}")
+    quantized = kv_bits if tokens > kv_start else None
+    position = position_bytes(config, kv_bits=quantized, kv_group_size=kv_group_size, itemsize=itemsize)
+    sliding, full = layer_counts(config)
+    rotating = RotatingKVCache(config.sliding_window, rewind).room_for(tokens) if sliding else 0
+    return position * (sliding * rotating + full * KVCache.room_for(tokens))
+
+
+def position_bytes(
+    config: Olmo3Config, *, kv_bits: int | None = None, kv_group_size: int | None = None, itemsize: int = 2
+) -> int:
+    """A key and a value of all heads at one position of one layer; arguments as for `cache_bytes`."""
+    heads, dim = config.num_key_value_heads, config.head_dim
+    if kv_bits is None:
+        return 2 * heads * dim * itemsize
+    how = KVQuantization(kv_bits, kv_group_size or min(dim, 128), dim)
+    scales = 2 * dim // how.group_size * itemsize
+    return heads * (sum(BITS[how.bits]) * dim // 8 + scales)
 
 
 def layer_counts(config: Olmo3Config) -> tuple[int, int]:
     """How many layers slide, and how many see everything."""
     full = config.layer_types.count(FULL)
     return config.num_hidden_layers - full, full
+
+
+def _loaded(weight: mx.array, dtype: mx.Dtype | None) -> mx.Dtype:
+    return dtype if dtype is not None and mx.issubdtype(weight.dtype, mx.floating) else weight.dtype
 
 
 def _part(name: str) -> str:

@@ -554,7 +554,7 @@ SAMPLING = [
         ("generate", ["PROMPT", *SAMPLING, "--raw", "--json"]),
         ("chat", [*SAMPLING, "/reset", "/system", "/stats", "/help", "/exit"]),
         ("convert", ["SOURCE", "DEST", "--bits", "--group-size", "--dtype", "--revision"]),
-        ("inspect", ["--model", "--revision", "--json", "7b", "32b"]),
+        ("inspect", ["--model", "--revision", "--json", "7b", "32b", "--context", "--kv-bits"]),
     ],
 )
 def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> None:
@@ -598,7 +598,7 @@ def lines_of(text: str) -> list[list[str]]:
 
 
 def test_inspect_shows_the_published_7b(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olmo3_mlx.cli.inspect.machine_bytes", lambda: 16 * GIB)
+    monkeypatch.setenv("OLMO3_MEMORY", "16G")
     done = olmo3("inspect", "--model", "7b")
     assert (done.code, done.err) == (0, "")
     lines = lines_of(done.out)
@@ -615,17 +615,44 @@ def test_inspect_shows_the_published_7b(olmo3: Run, monkeypatch: pytest.MonkeyPa
         "│ │ RMSNorm post_feedforward_layernorm",
         "lm_head 4,096 → 100,278 410.74 M 5.6%",
         "weights alone 13.59 7.22 3.82",
-        "with 4,096 tokens 2.00 15.59 9.22 5.82",
-        "with 16,384 tokens 3.78 17.37* 11.00 7.60",
-        "with 65,536 tokens 9.78 23.37* 17.00* 13.60",
-        "This machine has 16.0 GiB for it: bf16 up to 4,096 tokens; 8-bit up to 16,384 tokens; "
-        "4-bit up to 65,536 tokens.",
+        "This machine has 16.00 GiB for it. The largest contexts that fit, in tokens:",
     ):
         assert part.split() in lines, part
+    rows = memory_rows(done.out)
+    assert {label: cells[0] for label, cells in rows.items() if "tokens" in label} == {
+        "4,096 tokens, bf16 caches": "2.00",
+        "4,096 tokens, 8-bit caches": "1.02",
+        "4,096 tokens, 4-bit caches": "0.58",
+        "16,384 tokens, bf16 caches": "3.73",
+        "16,384 tokens, 8-bit caches": "1.90",
+        "16,384 tokens, 4-bit caches": "1.08",
+        "65,536 tokens, bf16 caches": "9.73",
+        "65,536 tokens, 8-bit caches": "4.94",
+        "65,536 tokens, 4-bit caches": "2.81",
+    }
+    assert_the_sums_are_right(rows, (13.59, 7.22, 3.82), 16)
+    assert [row[-1] for label, row in rows.items() if label.startswith("with ")] == ["65,536"] * 3
+
+
+def memory_rows(out: str) -> dict[str, list[str]]:
+    """The cells of the memory table and of the largest contexts, by the label of their line."""
+    tail = out.partition("weights alone")[2].splitlines()[1:]
+    split = [re.split(r" {2,}", line) for line in tail if "caches  " in line]
+    return {label: cells for label, *cells in split}
+
+
+def assert_the_sums_are_right(rows: dict[str, list[str]], weights: tuple[float, ...], machine: float) -> None:
+    sums = {label: cells for label, cells in rows.items() if "tokens" in label}
+    assert sums
+    for caches, working, *totals in sums.values():
+        for size, total in zip(weights, totals, strict=True):
+            expected = size + float(caches) + float(working)
+            assert float(total.rstrip("*")) == pytest.approx(expected, abs=0.021)
+            assert total.endswith("*") == (expected > machine)
 
 
 def test_inspect_shows_the_published_32b(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olmo3_mlx.cli.inspect.machine_bytes", lambda: 32 * GIB)
+    monkeypatch.setenv("OLMO3_MEMORY", "32G")
     done = olmo3("inspect", "--model", "32B")
     assert done.code == 0
     lines = lines_of(done.out)
@@ -634,20 +661,76 @@ def test_inspect_shows_the_published_32b(olmo3: Run, monkeypatch: pytest.MonkeyP
         "╭─ 64 blocks: (3 sliding + 1 full) × 16",
         "│ │ self_attn grouped-query: 40 query heads, 8 key-value heads of 128 4.03 B 12.5%",
         "│ │ │ q_norm, k_norm: RMSNorm over all 5,120 and all 1,024, before the split into heads",
-        "with 4,096 tokens 1.00 61.04* 32.90* 17.89",
-        "with 65,536 tokens 4.89 64.93* 36.79* 21.78",
-        "This machine has 32.0 GiB for it: bf16 does not fit (*); 8-bit does not fit (*); "
-        "4-bit up to 65,536 tokens.",
+        "weights alone 60.04* 31.90 16.89",
+        "This machine has 32.00 GiB for it. The largest contexts that fit, in tokens:",
     ):
         assert part.split() in lines, part
+    rows = memory_rows(done.out)
+    assert_the_sums_are_right(rows, (60.04, 31.90, 16.89), 32)
+    for caches in ("bf16", "8-bit", "4-bit"):
+        assert rows[f"with {caches} caches"][0] == "none*"
+        assert rows[f"with {caches} caches"][2] == "65,536"
 
 
 def test_the_columns_of_the_memory_table_stand_apart(olmo3: Run) -> None:
     out = olmo3("inspect", "--model", "7b").out
     (head,) = [line for line in out.splitlines() if line.startswith("memory in")]
-    assert re.split(r"\s+(?=caches|bf16|8-bit|4-bit)", head.rstrip()) == [
-        "memory in GiB", "caches", "bf16 weights", "8-bit weights", "4-bit weights",
+    assert re.split(r" {2,}", head.rstrip()) == [
+        "memory in GiB", "caches", "working", "bf16 weights", "8-bit weights", "4-bit weights",
     ]  # fmt: skip
+    assert max(len(line) for line in out.partition("memory in")[2].splitlines()) <= 100
+
+
+def test_inspect_says_whether_a_context_fits(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLMO3_MEMORY", "12G")
+    done = olmo3("inspect", "--model", "7b", "--context", 16384, "--kv-bits", 8)
+    assert (done.code, done.err) == (0, "")
+    bf16, eight, four = done.out.splitlines()[-3:]
+    assert bf16.startswith("bf16 weights do not fit: a context of 16,384 tokens needs 1")
+    assert eight.startswith("8-bit weights: 16,384 tokens fit in ")
+    assert "caches 1.90 GiB and working space" in four
+    plans = facts(olmo3("inspect", "--model", "7b", "--context", 16384, "--kv-bits", 8, "--json"))["plans"]
+    assert [plan["fits"] for plan in plans.values()] == [False, True, True]
+    for plan in plans.values():
+        assert (plan["context"], plan["kv_bits"], plan["machine"]) == (16384, 8, 12 * GIB)
+        assert plan["total"] == plan["weights"] + plan["caches"] + plan["working"]
+
+
+def test_inspect_finds_the_context_for_a_precision_of_caches(
+    olmo3: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMO3_MEMORY", "8G")
+    found = facts(olmo3("inspect", "--model", "7b", "--kv-bits", 8, "--json"))
+    largest = {weights: contexts["8-bit"] for weights, contexts in found["largest_context"].items()}
+    assert largest["bf16"] == 0 < largest["4-bit"] == found["plans"]["4-bit"]["context"]
+    out = olmo3("inspect", "--model", "7b", "--kv-bits", 8).out
+    assert f"4-bit weights: {largest['4-bit']:,} tokens fit in " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--context", 0], ("context", "0")),
+        (["--context", 65537], ("context", "65,536", "65,537")),
+        (["--kv-bits", 8, "--kv-group-size", 48], ("kv_group_size", "48")),
+        (["--context", 9, "--kv-start", -1], ("kv_start", "-1")),
+    ],
+)
+def test_inspect_refuses_a_wrong_context_in_one_line(
+    olmo3: Run, arguments: list[Any], words: tuple[str, ...]
+) -> None:
+    done = olmo3("inspect", "--model", "7b", *arguments)
+    assert done.code == 2
+    assert_one_line(done.err, "inspect")
+    assert all(word in done.err for word in words)
+
+
+def test_a_wrong_size_of_memory_is_told_in_one_line(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLMO3_MEMORY", "lots")
+    done = olmo3("inspect", "--model", "7b")
+    assert done.code == 2
+    assert_one_line(done.err, "inspect")
+    assert "OLMO3_MEMORY" in done.err
 
 
 @pytest.mark.parametrize(
@@ -666,7 +749,10 @@ def test_inspect_gives_json(olmo3: Run, name: str, parameters: int, matrices: in
         "8-bit": matrices * 17 // 16 + 2 * norms,
         "4-bit": matrices * 9 // 16 + 2 * norms,
     }
-    assert list(found["cache_bytes"]) == ["4096", "16384", "65536"]
+    for key in ("cache_bytes", "working_bytes"):
+        assert list(found[key]) == ["bf16", "8-bit", "4-bit"]
+        assert list(found[key]["4-bit"]) == ["4096", "16384", "65536"]
+    assert "plans" not in found
     assert found["rope"]["full_attention"]["factor"] == 8.0
     assert found["rope"]["sliding_attention"]["rope_type"] == "default"
     assert found["layer_types"].count("full_attention") * 4 == found["num_hidden_layers"]
@@ -684,7 +770,8 @@ def test_inspect_needs_only_a_config(olmo3: Run, tmp_path: Path) -> None:
         "│ │ │ sliding_attention: sees 8 tokens, plain RoPE θ 10,000",
     ):
         assert part.split() in lines, part
-    assert [line for line in lines if line[:3] == ["with", "256", "tokens"]]  # all that it has
+    assert [line for line in lines if line[:2] == ["256", "tokens,"]]  # all that it has
+    assert "8-bit caches" not in done.out  # heads of 16 cannot be quantized
     assert facts(olmo3("inspect", "--model", tmp_path, "--json"))["hidden_size"] == 64
 
 

@@ -26,8 +26,13 @@ def test_the_python_of_the_readme_runs() -> None:
 def test_the_memory_table_is_what_the_program_computes(size: str) -> None:
     config = Olmo3Config.from_dict(SIZES[size])
     weights = [weight_bytes(config, bits) / 2**30 for bits in (None, 8, 4)]
-    caches = [cache_bytes(config, tokens) / 2**30 for tokens in (4096, 16384, 65536)]
-    row = " | ".join(f"{w:.2f}" for w in weights) + " | " + " / ".join(f"{c:.2f}" for c in caches)
+    caches = [
+        [cache_bytes(config, tokens, kv_bits=bits) / 2**30 for tokens in (4096, 16384, 65536)]
+        for bits in (None, 8, 4)
+    ]
+    row = " | ".join(
+        [*(f"{w:.2f}" for w in weights), *(" / ".join(f"{c:.2f}" for c in three) for three in caches)]
+    )
     assert re.search(rf"\| {size.upper()} \|.*\| {re.escape(row)} \|", README)
 
 

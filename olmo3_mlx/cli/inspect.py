@@ -2,17 +2,21 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from olmo3_mlx.checkpoint import load_config
-from olmo3_mlx.cli.options import add_model
+from olmo3_mlx.cli.options import add_memory, add_model
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.errors import MemoryFitError, OptionError
 from olmo3_mlx.hub import resolve
-from olmo3_mlx.memory import cache_bytes, layer_counts, machine_bytes, parameters_by_part, weight_bytes
+from olmo3_mlx.memory import layer_counts, parameters_by_part, weight_bytes
+from olmo3_mlx.memory_plan import MemoryFit, MemoryPlan, check_context, in_gib, plan
 from olmo3_mlx.published import SIZES
 
 _CONTEXTS = (4096, 16384, 65536)
@@ -24,10 +28,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "inspect",
         help="show a model's architecture and memory",
-        description="Show a model's architecture, its parameters by part, and the memory that weights "
-        "and caches take at 4k, 16k and 64k tokens. Only the config is read, no weights.",
+        description="Show a model's architecture, its parameters by part, and the memory that weights, "
+        "caches and working space take at 4k, 16k and 64k tokens, and what fits this machine. With "
+        "--context or --kv-bits also whether just that fits. Only the config is read, no weights.",
     )
     add_model(parser, more=", or 7b or 32b for the published sizes")
+    add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
@@ -35,10 +41,15 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(args: argparse.Namespace) -> int:
     """Print what the config says; returns the exit code."""
     config = _config(args.model, args.revision)
+    fit = MemoryFit(config, args.kv_group_size, args.kv_start)
+    asked = _asked(fit, args.context, args.kv_bits)
     if args.json:
-        print(json.dumps(_facts(args.model, config), ensure_ascii=False))
+        print(json.dumps({**_facts(args.model, fit), **asked}, ensure_ascii=False))
     else:
-        print("\n\n".join((_title(args.model, config), _drawing(config), _table(config))))
+        shown = [_title(args.model, config), _drawing(config), _table(fit), _verdict(fit)]
+        if asked:
+            shown.append("\n".join(_answers(fit, args.context, args.kv_bits)))
+        print("\n\n".join(shown))
     return 0
 
 
@@ -50,16 +61,66 @@ def _config(name: str, revision: str | None) -> Olmo3Config:
     return load_config(resolve(name, revision, weights=False))[0]
 
 
-def _facts(name: str, config: Olmo3Config) -> dict[str, Any]:
+def _facts(name: str, fit: MemoryFit) -> dict[str, Any]:
     """All that the drawing shows, for programs; memory in bytes."""
+    config, caches = fit.config, _caches(fit)
+    plans = {c: {str(n): fit.at(0, n, bits) for n in _contexts(config)} for c, bits in caches.items()}
+    weights = _weights(config)
     return {
         "model": name,
         **asdict(config),
         "parameters": parameters_by_part(config),
-        "weight_bytes": {label: weight_bytes(config, bits) for label, bits in _PRECISIONS.items()},
-        "cache_bytes": {str(n): cache_bytes(config, n) for n in _contexts(config)},
-        "machine_bytes": machine_bytes(),
+        "weight_bytes": weights,
+        "cache_bytes": {c: {n: made.caches for n, made in row.items()} for c, row in plans.items()},
+        "working_bytes": {c: {n: made.working for n, made in row.items()} for c, row in plans.items()},
+        "machine_bytes": fit.machine,
+        "largest_context": {
+            w: {c: fit.largest(size, bits) for c, bits in caches.items()} for w, size in weights.items()
+        },
     }
+
+
+def _asked(fit: MemoryFit, context: int | None, kv_bits: int | None) -> dict[str, Any]:
+    """The plans for the context and kv_bits of the command line, by precision of the weights."""
+    if context is None and kv_bits is None:
+        return {}
+    check_context(fit.config, context)
+
+    def facts(made: MemoryPlan) -> dict[str, Any]:
+        return {**asdict(made), "total": made.total, "fits": made.fits}
+
+    return {
+        "plans": {
+            label: facts(fit.at(size, context or max(1, fit.largest(size, kv_bits)), kv_bits))
+            for label, size in _weights(fit.config).items()
+        }
+    }
+
+
+def _answers(fit: MemoryFit, context: int | None, kv_bits: int | None) -> Iterator[str]:
+    """A line for each precision of the weights: the plan for this context and kv_bits, or why not."""
+    for label, size in _weights(fit.config).items():
+        try:
+            made = plan(
+                fit.config, size, context=context, kv_bits=kv_bits, kv_group_size=fit.kv_group_size,
+                kv_start=fit.kv_start, machine=fit.machine,
+            )  # fmt: skip
+        except MemoryFitError as error:
+            yield f"{label} weights do not fit: {error}"
+            continue
+        yield (
+            f"{label} weights: {made.context:,} tokens fit in {in_gib(made.total)}, caches "
+            f"{in_gib(made.caches)} and working space {in_gib(made.working)} included"
+        )
+
+
+def _weights(config: Olmo3Config) -> dict[str, int]:
+    return {label: weight_bytes(config, bits) for label, bits in _PRECISIONS.items()}
+
+
+def _caches(fit: MemoryFit) -> dict[str, int | None]:
+    """The precisions that this model's caches can have."""
+    return {label: bits for label, bits in _PRECISIONS.items() if bits is None or fit.quantizes}
 
 
 def _title(name: str, config: Olmo3Config) -> str:
@@ -112,47 +173,55 @@ def _drawing(config: Olmo3Config) -> str:
     )
 
 
-def _table(config: Olmo3Config) -> str:
-    """Weights by precision, alone and with caches; a star marks what this machine cannot hold."""
-    weights = {label: weight_bytes(config, bits) for label, bits in _PRECISIONS.items()}
-    machine = machine_bytes()
-    contexts = _contexts(config)
-    largest = max(weights.values()) + cache_bytes(config, contexts[-1])
+def _table(fit: MemoryFit) -> str:
+    """What each precision of weights takes with each of caches; a star marks what does not fit."""
+    weights, contexts = _weights(fit.config), _contexts(fit.config)
+    largest = fit.at(max(weights.values()), contexts[-1]).total
     size, unit = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
 
-    def row(label: str, caches: int) -> str:
-        cells = (
-            f"{(w + caches) / size:.2f}" + ("*" if w + caches > machine else " ") for w in weights.values()
-        )
-        shown = f"{caches / size:.2f}" if caches else ""
-        return f"{label:<22}{shown:>10}" + "".join(f"{cell:>15}" for cell in cells)
+    def cell(total: int) -> str:
+        return f"{total / size:.2f}" + (" " if total <= fit.machine else "*")
+
+    def row(context: int, caches: str, bits: int | None) -> str:
+        made = fit.at(0, context, bits)
+        parts = [f"{part / size:.2f}" for part in (made.caches, made.working)]
+        totals = [cell(made.total + w) for w in weights.values()]
+        return _row(f"{context:,} tokens, {caches} caches", parts, totals)
 
     return "\n".join(
         (
-            f"{f'memory in {unit}':<22}{'caches':>10}" + "".join(f"{f'{p} weights':>14} " for p in weights),
-            row("weights alone", 0),
-            *(row(f"with {n:,} tokens", cache_bytes(config, n)) for n in contexts),
-            "",
-            _verdict(config, weights, machine),
+            _row(f"memory in {unit}", ["caches", "working"], [f"{w} weights " for w in weights]),
+            _row("weights alone", ["", ""], [cell(w) for w in weights.values()]),
+            *(row(n, caches, bits) for n in contexts for caches, bits in _caches(fit).items()),
         )
     )
+
+
+def _verdict(fit: MemoryFit) -> str:
+    """The largest contexts that fit."""
+    weights = _weights(fit.config)
+
+    def row(caches: str, bits: int | None) -> str:
+        largest = (fit.largest(size, bits) for size in weights.values())
+        return _row(f"with {caches} caches", ["", ""], [f"{n:,} " if n else "none*" for n in largest])
+
+    lines = [
+        f"This machine has {in_gib(fit.machine)} for it. The largest contexts that fit, in tokens:",
+        *(row(caches, bits) for caches, bits in _caches(fit).items()),
+    ]
+    if mx.default_device().type == mx.DeviceType.cpu:
+        lines.append("On MLX's CPU backend quantized weights compute in float32: caches take twice as much.")
+    return "\n".join(lines)
+
+
+def _row(label: str, parts: list[str], totals: list[str]) -> str:
+    return (f"{label:<28}" + "".join(f"{p:>9}" for p in parts) + "".join(f"{t:>17}" for t in totals)).rstrip()
 
 
 def _contexts(config: Olmo3Config) -> list[int]:
     """The contexts to show: those that the model has."""
     within = [n for n in _CONTEXTS if n <= config.max_position_embeddings]
     return within or [config.max_position_embeddings]
-
-
-def _verdict(config: Olmo3Config, weights: dict[str, int], machine: int) -> str:
-    fits = []
-    for label, size in weights.items():
-        longest = max((n for n in _contexts(config) if size + cache_bytes(config, n) <= machine), default=0)
-        fits.append(f"{label} up to {longest:,} tokens" if longest else f"{label} does not fit (*)")
-    return (
-        f"This machine has {machine / 2**30:.1f} GiB for it: {'; '.join(fits)}.\n"
-        f"Caches are counted in bfloat16; the working space of a pass comes on top."
-    )
 
 
 def _pattern(config: Olmo3Config) -> str:

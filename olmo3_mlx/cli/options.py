@@ -21,6 +21,33 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """How much memory caches may take: --context, --kv-bits, --kv-group-size, --kv-start."""
+    group = parser.add_argument_group("memory", "`olmo3 inspect` shows what fits this machine")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="room for N tokens, prompt and answers together (default: the model's, or what fits)",
+    )
+    group.add_argument(
+        "--kv-bits", type=int, choices=(8, 4), help="quantize the caches (default: as the model computes)"
+    )
+    group.add_argument(
+        "--kv-group-size",
+        type=int,
+        metavar="N",
+        help="numbers that share a scale in quantized caches: 32, 64 or 128 (default: a whole head)",
+    )
+    group.add_argument(
+        "--kv-start",
+        type=int,
+        default=0,
+        metavar="N",
+        help="quantize the caches only beyond N tokens (default: %(default)s)",
+    )
+
+
 def add_answering(parser: argparse.ArgumentParser) -> None:
     """How to answer; what is left out comes from the checkpoint's generation_config.json."""
     group = parser.add_argument_group(
