@@ -12,12 +12,16 @@ import mlx.core as mx
 from olmo3_mlx.chat_template import Message
 from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.generation import Progress, check_prompt
+from olmo3_mlx.machine import MemoryWatch, wired
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.options import GenerationOptions, Options
 from olmo3_mlx.sampling import Sampler
 from olmo3_mlx.session import Session
 from olmo3_mlx.stop import StopStrings
 from olmo3_mlx.tokenizer import Tokenizer
+
+_WATCHED = 16  # tokens between looks at the memory that is left
+_MORE_MEMORY = "shorten the prompt, quantize the caches (kv_bits), or take a smaller model"
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Completion:
     prompt_tps         prompt tokens per second, until the first token was there
     generation_tps     generated tokens per second after the first; 0 for a single one
     peak_memory        GB (1e9 bytes) that MLX held at most since the process began
-    finish_reason      "stop" (an end token or stop string) or "length" (max_tokens or the context);
-                       None while the answer goes on
+    finish_reason      "stop" (an end token or stop string), "length" (max_tokens or the context) or
+                       "memory" (the machine's would run out); None while the answer goes on
     """
 
     text: str
@@ -125,30 +129,41 @@ def _answer(
     progress: Progress | None,
 ) -> Generator[Completion]:
     """The answer to `ids`, the first `begins` of which are what was said before it."""
+    watch = MemoryWatch()
     held = session.match(ids)
     room = session.context - len(ids)
     limit = room if options.max_tokens is None else min(options.max_tokens, room)
     sampler = Sampler(options.sampling, ids)
     clock = _Clock(len(ids) - held)
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
-    logits = session.prefill(ids[held:], checkpoint=begins - held, progress=progress)
-    tokens = session.decode(logits, sampler, limit)
-    try:
-        for token in tokens:
-            clock.tick()
-            ended = token in options.eos_token_ids
-            text = stops.add("" if ended else detokenizer.add(token))
-            reason = "stop" if ended or stops.found else None
-            if reason is None and clock.generated == limit:
-                reason = "length"
-            if reason and not stops.found:
-                text += stops.add(detokenizer.finish()) + stops.finish()
-                reason = "stop" if stops.found else reason
-            yield clock.piece(text, token, reason)
-            if reason:
-                return
-    finally:
-        tokens.close()
+
+    def passed(done: int, total: int) -> None:
+        if done < total and watch.exhausted(session.growth):
+            raise PromptError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
+        if progress is not None:
+            progress(done, total)
+
+    with wired():
+        logits = session.prefill(ids[held:], checkpoint=begins - held, progress=passed)
+        tokens = session.decode(logits, sampler, limit)
+        try:
+            for token in tokens:
+                clock.tick()
+                ended = token in options.eos_token_ids
+                text = stops.add("" if ended else detokenizer.add(token))
+                reason = "stop" if ended or stops.found else None
+                if reason is None and clock.generated == limit:
+                    reason = "length"
+                if reason is None and clock.generated % _WATCHED == 0 and watch.exhausted(session.growth):
+                    reason = "memory"
+                if reason and not stops.found:
+                    text += stops.add(detokenizer.finish()) + stops.finish()
+                    reason = "stop" if stops.found else reason
+                yield clock.piece(text, token, reason)
+                if reason:
+                    return
+        finally:
+            tokens.close()
 
 
 def join(pieces: Iterator[Completion]) -> Completion:

@@ -70,6 +70,11 @@ class Session:
         return sum(cache.nbytes for cache in self.caches)
 
     @property
+    def growth(self) -> int:
+        """Bytes that making room in the caches takes for a while: the largest of them once more."""
+        return max(cache.nbytes for cache in self.caches)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of the checkpoints in memory."""
         return self._checkpoints.store.nbytes

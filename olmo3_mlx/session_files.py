@@ -47,8 +47,8 @@ class SessionFiles:
                 name, kind, *rest = path.name.split(".")
                 if kind in (FULL, SLIDING) and len(rest) == 2:
                     self._files[name, FULL if kind == FULL else SLIDING] = path
-                else:
-                    path.unlink()  # nothing that was written here
+                elif kind in (FULL, SLIDING):  # without a checksum
+                    path.unlink()
         self._needed = set(self._files)  # until it is known better
 
     def __contains__(self, key: tuple[str, Kind]) -> bool:

@@ -9,7 +9,8 @@ from olmo3_mlx.chat import Chat
 from olmo3_mlx.checkpoint import load
 from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_model, answering
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
+from olmo3_mlx.cli.planning import caches, planned
 from olmo3_mlx.completion import Completion
 from olmo3_mlx.errors import OptionError, PromptError, SessionError, TemplateError
 from olmo3_mlx.identity import cache_form, identity
@@ -46,6 +47,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="keep the conversation under this name, and go on with it if it is there",
     )
     add_answering(parser)
+    add_memory(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,9 +60,11 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError(
                 f"the session {args.session} has a beginning: leave --system out, or use /system"
             )
-        model, tokenizer = load(args.model, revision=args.revision)
-        files = SessionFiles(saved.caches, identity(model), cache_form(model)) if saved else None
-        session = Session(model, files=files)
+        folder, made = planned(args)
+        model, tokenizer = load(folder)
+        form = cache_form(model, args.kv_bits, args.kv_group_size)
+        files = SessionFiles(saved.caches, identity(model), form) if saved else None
+        session = Session(model, files=files, **caches(args, made))
         messages = saved.messages if saved else None
         chat = Chat(model, tokenizer, system=args.system, messages=messages, session=session, **options)
         print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)

@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 
 from olmo3_mlx.checkpoint import load
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_model, answering
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
+from olmo3_mlx.cli.planning import caches, planned
 from olmo3_mlx.completion import Completion, join, stream
 from olmo3_mlx.errors import OptionError, PromptError
+from olmo3_mlx.session import Session
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,13 +31,14 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     add_model(parser)
     add_answering(parser)
+    add_memory(parser)
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object instead, at the end (finish_reason: stop, length or interrupted)",
+        help="print one JSON object instead, at the end (finish_reason: stop, length, memory or interrupted)",
     )
     parser.set_defaults(run=run)
 
@@ -46,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
-    model, tokenizer = load(args.model, revision=args.revision)
+    folder, made = planned(args)
+    model, tokenizer = load(folder)
+    session = Session(model, rewind=1, **{**caches(args, made), "checkpoint_bytes": 0})
     with interruptible() as interrupted:
         pieces = stream(
             model,
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             prompt,
             system=args.system,
             raw=args.raw,
+            session=session,
             progress=PrefillProgress(interrupted),
             **options,
         )
