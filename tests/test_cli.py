@@ -31,6 +31,7 @@ import olmo3_mlx
 from olmo3_mlx import load
 from olmo3_mlx.cli import main
 from olmo3_mlx.completion import Completion
+from olmo3_mlx.saved import open_conversation
 
 OLMO3 = str(Path(sys.executable).with_name("olmo3"))
 SUM = "What is 17 + 25?"
@@ -451,6 +452,10 @@ def test_an_interrupted_conversion_says_so(
 
 
 CHAT_HELP = """\
+/retry          answer the last message anew
+/edit TEXT      say this instead of the last message
+/undo           take the last message and its answer back
+/history        what was said
 /reset          forget the conversation
 /system [TEXT]  show the system message, or start anew with this one
 /stats          how the last answer went, and what the conversation holds
@@ -491,10 +496,12 @@ def test_an_unknown_command_is_not_sent(olmo3: Run) -> None:
 def test_stats_tell_of_the_last_answer_and_of_the_conversation(olmo3: Run) -> None:
     done = chat(olmo3, "/stats", SUM, "/stats", "/reset", "/stats")
     before, answer, last, after, reset = done.out.splitlines()
-    assert before == "conversation: 0 messages, 0 of 4096 tokens, caches: 0.000 GB"
+    assert before == "conversation: 0 messages, 0 of 4096 tokens, caches: 0.000 GB, checkpoints: 0.000 GB"
     assert answer == "17 + 25 = 42"
     assert_statistics(last, prompt=57, generated=11, reason="stop")
-    assert re.fullmatch(r"conversation: 2 messages, 67 of 4096 tokens, caches: 0\.0\d\d GB", after)
+    assert re.fullmatch(
+        r"conversation: 2 messages, 67 of 4096 tokens, caches: 0\.0\d\d GB, checkpoints: 0\.00\d GB", after
+    )
     assert reset == before
     assert done.err == GREETING + "(a new conversation)\n"
 
@@ -516,7 +523,7 @@ def test_the_system_message_can_be_shown_and_replaced(olmo3: Run) -> None:
     done = chat(olmo3, "/system", "/system Be terse.", "/system", "/stats", "/reset", "/system")
     assert done.out == (
         "(the template's own)\nBe terse.\n"
-        "conversation: 1 messages, 0 of 4096 tokens, caches: 0.000 GB\nBe terse.\n"
+        "conversation: 1 messages, 0 of 4096 tokens, caches: 0.000 GB, checkpoints: 0.000 GB\nBe terse.\n"
     )
     assert done.err == GREETING + 2 * "(a new conversation)\n"
     assert chat(olmo3, "/system", options=["--system", "Be kind."]).out == "Be kind.\n"
@@ -528,6 +535,152 @@ def test_a_message_that_is_too_long_does_not_end_the_chat(olmo3: Run) -> None:
     assert re.fullmatch(
         re.escape(GREETING) + r"error: the prompt has \d+ tokens, the context is 4096: .*\n", done.err
     )
+
+
+def test_the_last_turn_can_be_answered_anew_edited_and_taken_back(olmo3: Run) -> None:
+    lines = ("My name is Ada.", SUM, "/retry", "/edit What is my name?", "/stats", "/undo", "/history")
+    done = chat(olmo3, *lines, options=["--temperature", "0"])
+    stats = re.search(r"prompt: (\d+) tokens", done.out)
+    assert stats
+    assert int(stats[1]) < 12  # only what differs from the question before
+    assert re.sub(r"prompt: .*\nconversation: .*\n", "", done.out) == (
+        "Nice to meet you, Ada.\n17 + 25 = 42\n17 + 25 = 42\nYour name is Ada.\n"
+        "user: My name is Ada.\nassistant: Nice to meet you, Ada.\n"
+    )
+    assert done.err == GREETING + "(taken back)\n"
+
+
+@pytest.mark.parametrize("command", ["/retry", "/edit Hi", "/undo"])
+def test_there_must_be_a_turn_to_go_back_to(olmo3: Run, command: str) -> None:
+    done = chat(olmo3, command, SUM)
+    assert done.out == "17 + 25 = 42\n"
+    assert "error: nothing was said yet" in done.err
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where sessions are kept during a test."""
+    monkeypatch.setenv("OLMO3_SESSIONS", str(tmp_path / "sessions"))
+    return tmp_path / "sessions"
+
+
+def test_a_session_goes_on_after_a_restart_without_being_read_again(olmo3: Run, sessions: Path) -> None:
+    options = ["--session", "ada", "--temperature", "0"]
+    first = chat(olmo3, "My name is Ada.", SUM, options=options)
+    second = chat(olmo3, "What is my name?", "/stats", options=options)
+    assert second.out.startswith("Your name is Ada.\nprompt: 15 tokens")
+    assert second.err == GREETING + "(going on after 4 messages, 89 tokens of which are held)\n"
+    assert first.err == GREETING
+    assert len(json.loads((sessions / "ada" / "conversation.json").read_text())["messages"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda caches: (caches / "caches.json").write_text("{"), "caches.json is damaged"),
+        (lambda caches: [p.write_bytes(p.read_bytes()[:-1]) for p in caches.glob("*.full.*")], "cut short"),
+        (lambda caches: [p.unlink() for p in caches.glob("*.sliding.*")], "missing"),
+    ],
+)
+def test_a_damaged_session_is_read_again_from_its_text(
+    olmo3: Run, sessions: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    options = ["--session", "ada", "--temperature", "0"]
+    chat(olmo3, "My name is Ada.", options=options)
+    spoil(sessions / "ada" / "caches")
+    again = chat(olmo3, "What is my name?", options=options)
+    assert (again.code, again.out) == (0, "Your name is Ada.\n")
+    assert "(going on after 2 messages, which are read again: " in again.err
+    assert reason in again.err
+    held = chat(olmo3, options=options)  # and what it said then was kept
+    assert "(going on after 4 messages, " in held.err
+    assert "tokens of which are held" in held.err
+
+
+def test_a_session_of_another_form_of_cache_is_read_again(olmo3: Run, sessions: Path) -> None:
+    options = ["--session", "ada", "--temperature", "0"]
+    chat(olmo3, "My name is Ada.", options=options)
+    again = chat(olmo3, "What is my name?", options=[*options, "--kv-bits", "8"])
+    assert again.out == "Your name is Ada.\n"
+    assert "which are read again: caches.json is of another form of cache" in again.err
+
+
+def test_a_session_is_open_in_one_process_only(olmo3: Run, sessions: Path) -> None:
+    with open_conversation("ada"):
+        done = chat(olmo3, SUM, options=["--session", "ada"])
+    assert (done.code, done.out) == (1, "")
+    assert "another process has the session ada open" in done.err
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "x" * 200])
+def test_what_is_no_name_for_a_session_is_refused(olmo3: Run, sessions: Path, name: str) -> None:
+    done = chat(olmo3, SUM, options=["--session", name])
+    assert (done.code, done.out) == (2, "")
+    assert "a session's name must be" in done.err
+    assert not sessions.exists()
+
+
+def test_a_session_whose_text_is_damaged_is_left_as_it_is(olmo3: Run, sessions: Path) -> None:
+    options = ["--session", "ada"]
+    chat(olmo3, SUM, options=options)
+    path = sessions / "ada" / "conversation.json"
+    path.write_text("{not json")
+    done = chat(olmo3, SUM, options=options)
+    assert (done.code, done.out) == (1, "")
+    assert "conversation.json cannot be read" in done.err
+    assert path.read_text() == "{not json"
+
+
+def test_a_full_disk_does_not_end_the_chat_and_is_told_once(
+    olmo3: Run, sessions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    done = chat(olmo3, SUM, SUM, options=["--session", "ada", "--temperature", "0"])
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n" * 2)
+    assert done.err.count("not saved: ") == 1
+    assert "No space left on device" in done.err
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_a_chat_with_quantized_caches_remembers_too(olmo3: Run, bits: str) -> None:
+    options = ["--kv-bits", bits, "--temperature", "0"]
+    done = chat(olmo3, "My name is Ada.", "What is my name?", options=options)
+    assert done.out == "Nice to meet you, Ada.\nYour name is Ada.\n"
+
+
+def test_a_context_is_obeyed(olmo3: Run) -> None:
+    done = olmo3("generate", SUM, "--temperature", "0", "--context", "64")
+    assert (done.code, done.out) == (0, "17 + 25 =\n")
+    assert "finish: length" in done.err
+    too_long = olmo3("generate", SUM, "--context", "20")
+    assert (too_long.code, too_long.out) == (1, "")
+    assert "the prompt has 57 tokens, the context is 20" in too_long.err
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [("0", "at least 1, not 0"), ("-5", "at least 1, not -5"), ("99999", "at most the model's 4,096 tokens")],
+)
+def test_a_context_that_cannot_be_is_refused(olmo3: Run, context: str, said: str) -> None:
+    done = olmo3("generate", SUM, "--context", context)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_what_does_not_fit_the_machine_is_refused_before_loading_with_what_would(
+    olmo3: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMO3_MEMORY", "60M")
+    done = olmo3("generate", SUM, "--context", "4096")
+    assert (done.code, done.out) == (1, "")
+    found = re.search(r"needs [\d.]+ MiB \(weights .*what fits is --context (\d+)", done.err)
+    assert found
+    assert olmo3("generate", SUM, "--context", found[1], "--max-tokens", "2").code == 0
+    assert olmo3("generate", SUM, "--context", str(int(found[1]) + 1)).code == 1
+    assert olmo3("generate", SUM, "--max-tokens", "2").code == 0  # the default fits
 
 
 def test_a_chat_takes_the_sampling_options(olmo3: Run) -> None:

@@ -19,11 +19,13 @@ from olmo3_mlx import (
     OptionError,
     PromptError,
     RotatingKVCache,
+    Session,
     TemplateError,
     Tokenizer,
     generate,
     stream,
 )
+from olmo3_mlx.machine import MemoryWatch
 from olmo3_mlx.options import GenerationOptions
 from olmo3_mlx.sampling import SamplingOptions
 
@@ -646,3 +648,41 @@ def test_stop_strings_and_length_of_the_checkpoint_hold_unless_others_are_given(
     assert GenerationOptions.over(defaults, stop=[]).stop == ()
     with pytest.raises(ConfigError, match="stop_strings must be a text or a list of them"):
         GenerationConfig.from_dict({"stop_strings": [3]})
+
+
+# Memory
+
+
+def test_an_answer_ends_before_memory_runs_out_with_what_was_said(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ScriptedModel(lambda history: 50)
+    session = Session(model)
+    looks: list[int] = []
+
+    def exhausted(self: MemoryWatch, next_bytes: int = 0) -> bool:
+        looks.append(next_bytes)
+        return len(looks) == 2
+
+    monkeypatch.setattr(MemoryWatch, "exhausted", exhausted)
+    pieces = list(stream(model, tokenizer, "Hi", session=session))  # type: ignore[arg-type]
+    assert pieces[-1].finish_reason == "memory"
+    assert pieces[-1].generation_tokens == 32
+    assert all(looks)  # room for the caches to grow was asked for
+    assert held_ids(session.caches) == [*model.prompts[0], *[50] * 31]
+    again = list(stream(model, tokenizer, "Hi", session=session, max_tokens=3))  # type: ignore[arg-type]
+    assert again[-1].prompt_tokens == 1
+
+
+def test_a_prompt_ends_before_memory_runs_out_and_is_not_lost(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ScriptedModel(lambda history: 50)
+    session = Session(model)
+    monkeypatch.setenv("OLMO3_MEMORY", "1")
+    with pytest.raises(PromptError, match=r"memory would run out after 256 of .* tokens: shorten"):
+        list(stream(model, tokenizer, "word " * 600, session=session))  # type: ignore[arg-type]
+    assert len(session.tokens) == 256
+    monkeypatch.delenv("OLMO3_MEMORY")
+    pieces = list(stream(model, tokenizer, "word " * 600, session=session, max_tokens=2))  # type: ignore[arg-type]
+    assert pieces[-1].prompt_tokens == len(session.tokens) - 1 - 256

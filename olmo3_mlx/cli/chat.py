@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; returns the exit code."""
     options = answering(args)
     with ExitStack() as stack:
-        saved = stack.enter_context(open_conversation(args.session)) if args.session else None
+        saved = stack.enter_context(open_conversation(args.session)) if args.session is not None else None
         if saved and saved.messages and args.system is not None:
             raise OptionError(
                 f"the session {args.session} has a beginning: leave --system out, or use /system"

@@ -4,7 +4,7 @@
 
 Uses ../shared/lab/olmo3-lab-chat (window 128) in bfloat16. Times are from the call to the first token,
 in alternating rounds. mlx-lm's chat cannot go back, so there the conversation is read from its beginning;
-its server is asked over HTTP as a client would, and says itself how much it had cached.
+its server, which can reuse some of it, is asked over HTTP as a client would.
 """
 
 import argparse
@@ -74,12 +74,12 @@ def theirs(model: Any, ids: list[int]) -> float:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """mlx-lm's server with the checkpoint; yields its address."""
+def server(checkpoint: Path) -> Iterator[str]:
+    """mlx-lm's server with a checkpoint; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(CHECKPOINT), "--port", str(port)]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(checkpoint), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
@@ -96,38 +96,27 @@ def server() -> Iterator[str]:
         process.wait()
 
 
-def asked(address: str, messages: Messages) -> tuple[float, int, int]:
-    """(seconds to the first token, prompt tokens, of which cached) of a request to the server."""
-    body = {
-        "messages": messages,
-        "temperature": 0,
-        "max_tokens": 24,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+def asked(address: str, messages: Messages) -> float:
+    """Seconds to the first token of a request to the server."""
+    body = {"messages": messages, "temperature": 0, "max_tokens": 24, "stream": True}
     request = urllib.request.Request(
         f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    begin, seconds, prompt, cached = time.perf_counter(), 0.0, 0, 0
+    begin, seconds = time.perf_counter(), 0.0
     with urllib.request.urlopen(request) as answer:
         for line in answer:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("choices") and not seconds:
+            if line.startswith(b"data: {") and json.loads(line[6:]).get("choices") and not seconds:
                 seconds = time.perf_counter() - begin
-            if event.get("usage"):
-                prompt = event["usage"]["prompt_tokens"]
-                cached = (event["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    return seconds, prompt, cached
+    return seconds
 
 
-def row(what: str, ours: list[tuple[float, int]], new: int, peer: list[float], note: str) -> str:
-    ratios = [a / b for (a, _), b in zip(ours, peer, strict=True)]
-    spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    ran = max(tokens for _, tokens in ours)
-    milliseconds = 1000 * statistics.median(seconds for seconds, _ in ours)
-    return f"| {what} | {new} | {ran} | {milliseconds:.0f} ms | {spread} | {note} |"
+def row(what: str, new: int, ours: list[tuple[float, int]], *peers: list[float]) -> str:
+    cells = [what, str(new), str(max(tokens for _, tokens in ours))]
+    cells.append(f"{1000 * statistics.median(seconds for seconds, _ in ours):.0f} ms")
+    for peer in peers:
+        ratios = [a / b for (a, _), b in zip(ours, peer, strict=True)]
+        cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    return "| " + " | ".join([*cells, *[""] * (2 - len(peers))]) + " |"
 
 
 def tokens_in_common(a: list[int], b: list[int]) -> int:
@@ -139,18 +128,20 @@ def edits(model: Olmo3, tokenizer: Tokenizer, other: Any, rounds: int) -> None:
     session = Session(model)
     messages = conversation(model, tokenizer, session)
     held = list(session.tokens)
-    # Another question each time, as both remember what they were asked.
+    # Each time another question from its first word on, as both remember what they were asked.
+    words = ["Is", "Was", "Can", "Will", "Does", "Has", "Are", "Who", "Where", "When"]
     cases: dict[str, Callable[[int], Messages]] = {
-        "last question edited": lambda n: [*messages[:-2], user(f"Is it true that {n} + 7 = 30?")],
+        "last question edited": lambda n: [*messages[:-2], user(f"{words[n % 10]} it true that 3 + 7 = 30?")],
         "last answer again": lambda _: messages[:-1],
-        "next question": lambda n: [*messages, user(f"Is it true that {n} + 8 = 30?")],
+        "next question": lambda n: [*messages, user(f"{words[n % 10]} it true that 3 + 8 = 30?")],
     }
-    with server() as address:
+    with server(CHECKPOINT) as address:
         for what, case in cases.items():
-            ours, peer, served = [], [], []
+            ours, peer, served, new = [], [], [], 0
             for number in range(rounds + 1):
                 asking = case(number)
                 ids = tokenizer.encode(tokenizer.apply_chat_template(asking))
+                new = max(1, len(ids) - tokens_in_common(ids, held))
                 list(stream(model, tokenizer, messages[:-1], session=session, temperature=0, max_tokens=24))
                 for end in range(1 if not number else len(messages) - 1, len(messages), 2):
                     asked(address, messages[:end])
@@ -159,11 +150,8 @@ def edits(model: Olmo3, tokenizer: Tokenizer, other: Any, rounds: int) -> None:
                 if number:  # the first one warms up
                     ours.append(measured)
                     peer.append(alone)
-                    served.append((measured[0] / over_http[0], over_http[1] - over_http[2]))
-            new = max(1, len(ids) - tokens_in_common(ids, held))
-            ratio = statistics.median(ratio for ratio, _ in served)
-            note = f"ran {max(ran for _, ran in served)}; ours / theirs {ratio:.3f}"
-            print(row(what, ours, new, peer, note), flush=True)
+                    served.append(over_http)
+            print(row(what, new, ours, peer, served), flush=True)
     restart(model, tokenizer, other, messages, rounds)
 
 
@@ -184,29 +172,35 @@ def restart(model: Olmo3, tokenizer: Tokenizer, other: Any, messages: Messages, 
             seconds, ran = first(stream(model, tokenizer, asking, session=session, temperature=0))
             ours.append((resumed + seconds, ran))
             peer.append(theirs(other, ids))
-    note = "starts anew"
-    print(row("next question after a restart", ours, len(ids) - len(saved.tokens), peer, note), flush=True)
+    print(row("next question after a restart", len(ids) - len(saved.tokens), ours, peer), flush=True)
 
 
 def thinking(model: Olmo3, tokenizer: Tokenizer, other: Any, rounds: int) -> None:
     """A client that sends answers back without their thinking, with the template that opens <think>."""
-    source = (LAB / "templates" / "lab_think.jinja").read_text(encoding="utf-8")
-    thinker = Tokenizer(tokenizer.backend, ChatTemplate(source))
-    ours, peer, new = [], [], 0
-    for _ in range(rounds):
-        session = Session(model)
-        messages: Messages = []
-        while len(session.tokens) < LENGTH:
-            messages.append(user(f"What is {len(messages) % 9 + 1} + {len(messages) % 7 + 2}?"))
-            ids = thinker.encode(thinker.apply_chat_template(messages))
-            new = len(ids) - tokens_in_common(ids, list(session.tokens))
-            turn = first(stream(model, thinker, messages, session=session, temperature=0))
-            text = "".join(p.text for p in stream(model, thinker, messages, session=session, temperature=0))
-            messages.append({"role": "assistant", "content": text.rpartition("</think>")[2].strip()})
-        ours.append(turn)
-        peer.append(theirs(other, ids))
-    note = f"see facts: all but the system prompt ({len(ids)} tokens here)"
-    print(row("next question, thinking left out", ours, new, peer, note), flush=True)
+    template = (LAB / "templates" / "lab_think.jinja").read_text(encoding="utf-8")
+    thinker = Tokenizer(tokenizer.backend, ChatTemplate(template))
+    with tempfile.TemporaryDirectory() as folder:
+        for path in CHECKPOINT.iterdir():
+            (Path(folder) / path.name).write_bytes(path.read_bytes())
+        (Path(folder) / "chat_template.jinja").write_text(template, encoding="utf-8")
+        ours, peer, served, new = [], [], [], 0
+        for _ in range(rounds):
+            with server(Path(folder)) as address:
+                session = Session(model)
+                messages: Messages = []
+                while len(session.tokens) < LENGTH:
+                    messages.append(user(f"What is {len(messages) % 9 + 1} + {len(messages) % 7 + 2}?"))
+                    ids = thinker.encode(thinker.apply_chat_template(messages))
+                    new = len(ids) - tokens_in_common(ids, list(session.tokens))
+                    turn = first(stream(model, thinker, messages, session=session, temperature=0))
+                    over_http = asked(address, messages)
+                    said = stream(model, thinker, messages, session=session, temperature=0)
+                    answer = "".join(p.text for p in said).rpartition("</think>")[2].strip()
+                    messages.append({"role": "assistant", "content": answer})
+            ours.append(turn)
+            peer.append(theirs(other, ids))
+            served.append(over_http)
+    print(row("next question, thinking left out", new, ours, peer, served), flush=True)
 
 
 def main() -> None:
@@ -217,7 +211,7 @@ def main() -> None:
     other = load_model(CHECKPOINT)[0]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("mlx", "mlx-lm"))
     print(f"{versions}, {LENGTH} tokens, {rounds} rounds\n")
-    print("| | new tokens | tokens run | first token | ours / mlx-lm reading all of it | mlx-lm's server |")
+    print("| | new tokens | tokens run | first token | ours / mlx-lm reading all | ours / its server |")
     print("|---|---|---|---|---|---|")
     edits(model, tokenizer, other, rounds)
     thinking(model, tokenizer, other, rounds)
