@@ -24,6 +24,7 @@ class Checkpoints:
         self.path: list[Block] = []
         self._full: list[KVCache] = []
         self._sliding: list[RotatingKVCache] = []
+        self._known = True
 
     @property
     def last(self) -> Block:
@@ -32,8 +33,8 @@ class Checkpoints:
 
     @property
     def kept(self) -> bool:
-        """Whether there is a place to keep any."""
-        return self.store.limit > 0 or self.store.files is not None
+        """Whether there is a place to keep any, and the caches can give what is to be kept."""
+        return self._known and (self.store.limit > 0 or self.store.files is not None)
 
     @property
     def spare(self) -> int:
@@ -49,6 +50,7 @@ class Checkpoints:
         """From now on these caches, empty ones."""
         self._full = [cache for cache in caches if isinstance(cache, KVCache)]
         self._sliding = [cache for cache in caches if isinstance(cache, RotatingKVCache)]
+        self._known = len(self._full) + len(self._sliding) == len(caches)
         self.cut(0)
 
     def cut(self, position: int) -> None:
@@ -127,34 +129,44 @@ class Checkpoints:
     def restore(self, block: Block) -> list[int]:
         """Make the caches hold the conversation that ends with `block`; returns its tokens.
 
-        Raises SessionError, with the caches as they were, if something of it is gone or damaged.
+        Raises SessionError if something of it is damaged; what the caches hold is then undefined.
         """
-        window, new = self.window(block), self._new(block)
-        # All of it before anything changes; from files only what is looked at is read yet.
-        sliding_parts = [self._payload(b, SLIDING) for b in window]
-        full_parts = [self._payload(b, FULL) for b in new]
+        new, window = self._new(block), self.window(block)
+        # What memory has of it, as what the caches leave now may need its place there.
+        full_parts = [(b, self.store.peek(b, FULL)) for b in new]
+        sliding_parts = [(b, self.store.peek(b, SLIDING)) for b in window]
         fork = new[0].start if new else block.stop
         self.retire(fork)
+        self.cut(fork)
         for full in self._full:
             full.rewind(full.offset - fork)
             full.reserve(block.stop)
-        for payload in full_parts:
-            for full, parts in zip(self._full, payload, strict=True):
-                full.extend(parts)
-            mx.eval([full.state for full in self._full])  # else all blocks would be in memory twice
-        for full in self._full:
-            full.reserve(0)
         for sliding in self._sliding:
             sliding.restart((window[0].captured or 0) if window else block.stop)
-        for payload in sliding_parts:
-            for sliding, parts in zip(self._sliding, payload, strict=True):
-                sliding.extend(parts)
-        mx.eval([sliding.state for sliding in self._sliding])
-        self.cut(fork)
+        self._extend(self._full, FULL, full_parts)
+        self._extend(self._sliding, SLIDING, sliding_parts)
+        for full in self._full:
+            full.reserve(0)
         self.path = block.chain()
-        for b in new:  # the caches hold it now
-            self.store.drop(b, FULL)
+        for b in self.path:  # some may have been let go meanwhile
+            assert b.parent is not None
+            b.parent.children[b.name] = b
         return block.ids()
+
+    def _extend(
+        self,
+        caches: Sequence[KVCache | RotatingKVCache],
+        kind: Kind,
+        waiting: list[tuple[Block, Payload | None]],
+    ) -> None:
+        """Add payloads, from files where memory has none, one after the other: none is held twice."""
+        while waiting:
+            block, payload = waiting.pop(0)
+            for cache, parts in zip(caches, self._checked(block, kind, payload), strict=True):
+                cache.extend(parts)
+            mx.eval([cache.state for cache in caches])
+            if kind == FULL:  # the caches hold it now
+                self.store.drop(block, kind)
 
     def _new(self, block: Block) -> list[Block]:
         """The blocks up to this one that the caches do not hold."""
@@ -167,12 +179,14 @@ class Checkpoints:
         """
         window = self.window(block)
         first = (window[0].captured or 0) if window else block.stop
-        if not self._sliding or not first:
+        if not self._sliding:
             return block.stop
-        return block.stop - first - max(cache.window - 1 for cache in self._sliding)
+        if block.stop - first > min(cache.capacity for cache in self._sliding):
+            return self.spare  # the older ones will not be kept
+        return block.stop - (first and first + max(cache.window - 1 for cache in self._sliding))
 
-    def _payload(self, block: Block, kind: Kind) -> Payload:
-        payload = self.store.get(block, kind)
+    def _checked(self, block: Block, kind: Kind, payload: Payload | None) -> Payload:
+        payload = payload or self.store.get(block, kind)
         caches = self._full if kind == FULL else self._sliding
         first = block.start if kind == FULL else block.captured or 0
         if len(payload) != len(caches) or any(
@@ -191,5 +205,6 @@ class Checkpoints:
         while at.parent is not None and not at.children and at not in self.path:
             if self.store.has(at, FULL) or self.store.has(at, SLIDING):
                 return
-            at.parent.children.pop(at.name, None)
+            if at.parent.children.get(at.name) is at:
+                del at.parent.children[at.name]
             at = at.parent

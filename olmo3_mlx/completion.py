@@ -3,14 +3,14 @@
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
 from olmo3_mlx.chat_template import Message
-from olmo3_mlx.errors import OptionError, PromptError
+from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError
 from olmo3_mlx.generation import Progress, check_prompt
 from olmo3_mlx.machine import MemoryWatch, wired
 from olmo3_mlx.model import Olmo3
@@ -91,7 +91,8 @@ def stream(
     Options; what is left out comes from generation_config.json. `progress(done, total)` is called
     during prefill.
 
-    Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError.
+    Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError; only
+    that memory runs out while the prompt is read (MemoryFitError) shows later.
     """
     checked = GenerationOptions.over(model.generation_config, **options)
     text, opening = _prompt_text(tokenizer, prompt, system, raw, tools)
@@ -110,13 +111,23 @@ def answer(
 ) -> Generator[Completion]:
     """Answer a prompt's text, which ends with the template's `opening` of the assistant's turn.
 
-    Raises PromptError, before any work. When the answer ends, or is closed, the session holds all of it
-    but the last id.
+    Raises PromptError, before any work; reading a prompt for which memory does not suffice ends with
+    MemoryFitError, and the session holds what was read. When the answer ends, or is closed, the session
+    holds all of it but the last id.
     """
     ids = tokenizer.encode_like(prompt, session.tokens)
     check_prompt(ids, session.vocab_size, session.context)
     begins = len(ids) - len(tokenizer.encode(opening))
-    return _answer(session, tokenizer, ids, options, begins=begins, progress=progress)
+    watch = MemoryWatch()
+
+    def short() -> bool:
+        """Whether memory runs out, though the checkpoints were let go."""
+        if not watch.exhausted(session.growth):
+            return False
+        session.release()
+        return watch.exhausted(session.growth)
+
+    return _answer(session, tokenizer, ids, options, begins=begins, short=short, progress=progress)
 
 
 def _answer(
@@ -126,10 +137,10 @@ def _answer(
     options: GenerationOptions,
     *,
     begins: int,
+    short: Callable[[], bool],
     progress: Progress | None,
 ) -> Generator[Completion]:
     """The answer to `ids`, the first `begins` of which are what was said before it."""
-    watch = MemoryWatch()
     held = session.match(ids)
     room = session.context - len(ids)
     limit = room if options.max_tokens is None else min(options.max_tokens, room)
@@ -138,8 +149,8 @@ def _answer(
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
 
     def passed(done: int, total: int) -> None:
-        if done < total and watch.exhausted(session.growth):
-            raise PromptError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
+        if done < total and short():
+            raise MemoryFitError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
         if progress is not None:
             progress(done, total)
 
@@ -154,7 +165,7 @@ def _answer(
                 reason = "stop" if ended or stops.found else None
                 if reason is None and clock.generated == limit:
                     reason = "length"
-                if reason is None and clock.generated % _WATCHED == 0 and watch.exhausted(session.growth):
+                if reason is None and clock.generated % _WATCHED == 0 and short():
                     reason = "memory"
                 if reason and not stops.found:
                     text += stops.add(detokenizer.finish()) + stops.finish()

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
@@ -44,6 +45,9 @@ def flush(path: Path) -> None:
     """Return when a file's content, or a folder's entries, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # on a Mac fsync stops at the drive's own memory
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@ import hashlib
 
 import mlx.core as mx
 
+from olmo3_mlx.kv_quantization import KVQuantization
 from olmo3_mlx.model import Olmo3
 
 _SLAB = 2**22  # words summed at a time
@@ -31,8 +32,12 @@ def _sums(weight: mx.array) -> list[int]:
     return sums
 
 
-def cache_form(model: Olmo3, kv_bits: int | None = None, kv_group_size: int | None = None) -> str:
+def cache_form(
+    model: Olmo3, kv_bits: int | None = None, kv_group_size: int | None = None, kv_start: int = 0
+) -> str:
     """What must be equal, besides the weights, for one cache to take another's positions."""
     dtype = str(model.model.norm.weight.dtype).rpartition(".")[2]
-    bits = "" if kv_bits is None else f", {kv_bits} bits, group size {kv_group_size or 'of a head'}"
-    return f"{dtype}{bits}"
+    if kv_bits is None:
+        return dtype
+    how = KVQuantization.of(kv_bits, kv_group_size, model.config.head_dim)
+    return f"{dtype}, {how.bits} bits in groups of {how.group_size} from {kv_start} tokens on"

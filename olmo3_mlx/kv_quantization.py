@@ -5,7 +5,7 @@ leaves its products with equally rotated queries as they were (QuaRot, Ashkboos 
 arXiv:2404.00456). Keys and values are then rounded symmetrically with one scale for `group_size`
 values: the value of largest magnitude gets the code of largest magnitude, then the scale is refitted
 by least squares. A position's codes depend on that position alone, so that rewinding and any split
-into chunks are exact.
+into chunks are exact (of a cache that is quantized late, from then on).
 
 Shapes: B batch, H query heads, K key-value heads, L queries, S positions held, D head dimension.
 """
@@ -47,6 +47,11 @@ class KVQuantization:
                 f"kv_group_size must be 32, 64 or 128 and divide the head dimension {self.head_dim}, "
                 f"not {self.group_size}"
             )
+
+    @classmethod
+    def of(cls, bits: int, group_size: int | None, head_dim: int) -> "KVQuantization":
+        """With one scale for a whole head, as far as MLX's groups reach, unless `group_size` is given."""
+        return cls(bits, group_size or min(head_dim, 128), head_dim)
 
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Keys and values [B, K, L, D] to codes (uint32) and scales of both, [B, K, L, ...] each."""

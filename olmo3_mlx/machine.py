@@ -31,10 +31,10 @@ def machine_bytes() -> int:
 
 def _parsed(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), flags=re.ASCII | re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
+    size = float(found[1]) * _UNITS[found[2].upper()] if found else 0
+    if not 1 <= size < 2**63:
         raise OptionError(f"OLMO3_MEMORY must be bytes, or like 8G or 900M, not {text!r}")
-    return size
+    return int(size)
 
 
 @contextmanager

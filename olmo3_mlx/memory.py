@@ -95,7 +95,7 @@ def position_bytes(
     heads, dim = config.num_key_value_heads, config.head_dim
     if kv_bits is None:
         return 2 * heads * dim * itemsize
-    how = KVQuantization(kv_bits, kv_group_size or min(dim, 128), dim)
+    how = KVQuantization.of(kv_bits, kv_group_size, dim)
     scales = 2 * dim // how.group_size * itemsize
     return heads * (sum(BITS[how.bits]) * dim // 8 + scales)
 

@@ -181,7 +181,7 @@ def _refusal(fit: MemoryFit, made: MemoryPlan) -> str:
 def _nearest(fit: MemoryFit, made: MemoryPlan) -> Iterator[str]:
     """The smallest change of one setting that fits, for each; of weights and caches if none does."""
     largest = fit.largest(made.weights, made.kv_bits)
-    if largest >= min(LEAST_CONTEXT, made.context):
+    if largest:
         yield f"--context {largest}"
     lower = [bits for bits in (8, 4) if made.kv_bits is None or bits < made.kv_bits]
     lower = lower if fit.quantizes else []

@@ -189,7 +189,7 @@ class Olmo3(nn.Module):
             if value < 0:
                 raise OptionError(f"{name} must be 0 or more, not {value}")
         dim = self.config.head_dim
-        how = None if kv_bits is None else KVQuantization(kv_bits, kv_group_size or min(dim, 128), dim)
+        how = None if kv_bits is None else KVQuantization.of(kv_bits, kv_group_size, dim)
         window = self.config.sliding_window
         return [
             KVCache(how, kv_start) if layer_type == FULL else RotatingKVCache(window, rewind, how, kv_start)

@@ -52,7 +52,7 @@ class SavedConversation:
         advice = "move it away to start anew, or choose another name"
         try:
             data = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SessionError(f"{self._path} cannot be read: {error}; {advice}") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise SessionError(f"{self._path}: expected a conversation in format {_FORMAT}; {advice}")

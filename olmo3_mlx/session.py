@@ -71,7 +71,7 @@ class Session:
 
     @property
     def growth(self) -> int:
-        """Bytes that making room in the caches takes for a while: the largest of them once more."""
+        """Bytes that making room takes for a while: the largest cache once more."""
         return max(cache.nbytes for cache in self.caches)
 
     @property
@@ -80,10 +80,14 @@ class Session:
         return self._checkpoints.store.nbytes
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._end_decoding()
-        self._start_anew()
-        self._checkpoints.clear()
+        """Forget everything, on disk too."""
+        self._forget()
+        if self._files is not None:
+            self._files.clear()
+
+    def release(self) -> None:
+        """Let the checkpoints in memory go."""
+        self._checkpoints.store.clear()
 
     def goto(self, position: int) -> int:
         """Go back to where the first `position` tokens are held; returns how many of them had to run.
@@ -148,9 +152,8 @@ class Session:
 
         Raises SessionError if the disk does not take it; what was saved before is then still whole.
         """
-        assert self._files is not None, "a session without files cannot be saved"
+        marks, files = self._checkpoints, self._with_files()
         self.checkpoint()
-        marks, files = self._checkpoints, self._files
         files.need(marks.path, marks.path)
         for block in marks.path:
             if (block.name, FULL) not in files:
@@ -164,27 +167,34 @@ class Session:
         """Hold what `save` wrote; nothing if there is nothing.
 
         Raises SessionError, with the reason, if it is not whole or not of this model and form of cache;
-        the session is then empty, and the files are gone.
+        the session is then empty.
         """
-        assert self._files is not None, "a session without files cannot resume"
-        self.clear()
-        marks = self._checkpoints
+        marks, files = self._checkpoints, self._with_files()
+        self._forget()
         block = marks.root
         try:
-            for tokens, captured in self._files.chain():
+            for tokens, captured in files.chain():
                 block = block.child(tokens)
                 block.captured = captured
-            if block is not marks.root and (block.stop, block) not in marks.nearest(block.ids()):
+            if (block.stop, block) not in marks.nearest(block.ids()):
                 raise SessionError("files of the conversation's caches are missing")
-            with self._changing():
-                self._tokens = marks.restore(block)
-        except SessionError:
-            self.clear()
-            self._files.clear()
+            self._tokens = marks.restore(block)
+        except BaseException:
+            self._forget()
             raise
-        self._files.keep_only(marks.path, marks.window(block))
+        files.keep_only(marks.path, marks.window(block))
 
     # What follows expects that no answer is being decoded.
+
+    def _with_files(self) -> SessionFiles:
+        if self._files is not None:
+            return self._files
+        raise SessionError("this session was made without files")
+
+    def _forget(self) -> None:
+        self._end_decoding()
+        self._start_anew()
+        self._checkpoints.clear()
 
     def _run(
         self, ids: Sequence[int], turn: int | None, progress: Progress | None, done_before: int, total: int
@@ -229,29 +239,34 @@ class Session:
     def _reach(self, wanted: Sequence[int]) -> int:
         """Hold as much of `wanted` as costs no run; returns how much."""
         marks = self._checkpoints
-        common = same(self._tokens, wanted)
-        back = len(self._tokens) - common
-        rewound = common if back <= min(cache.rewindable for cache in self.caches) else -1
-        nearest = marks.nearest(wanted)
-        least = self._kv_start if any(cache.quantized for cache in self.caches) else 0
-        if 0 < least >= max(rewound, nearest[0][0]):
-            marks.retire(0)
-            self._start_anew()  # a fresh run of so few tokens is not quantized
-            return 0
-        with self._changing():
-            for reach, block in nearest:
-                if reach <= rewound:
-                    break
-                try:
-                    self._tokens = marks.restore(block)
-                except SessionError:  # a damaged file costs the run of its tokens, no more
-                    continue
-                rewound, back = reach, block.stop - reach
-                break
-            marks.retire(rewound)
-            rewind(self.caches, back)
-            self._settle(self._tokens)
-        return len(self._tokens)
+        while True:
+            common = same(self._tokens, wanted)
+            back = len(self._tokens) - common
+            rewound = common if back <= min(cache.rewindable for cache in self.caches) else 0
+            if rewound <= self._kv_start and any(cache.quantized for cache in self.caches):
+                rewound = 0  # a fresh run of so few tokens is not quantized
+            reach, block = next(
+                ((reach, block) for reach, block in marks.nearest(wanted) if reach > self._kv_start),
+                (0, marks.root),
+            )
+            try:
+                with self._changing():
+                    if max(reach, rewound) == 0:
+                        marks.retire(0)
+                        self._start_anew()
+                    elif reach > rewound:
+                        self._tokens = marks.restore(block)
+                        self._back_to(reach)
+                    else:
+                        self._back_to(rewound)
+            except SessionError:  # a damaged file costs the run of its tokens, no more
+                continue
+            return len(self._tokens)
+
+    def _back_to(self, position: int) -> None:
+        self._checkpoints.retire(position)
+        rewind(self.caches, len(self._tokens) - position)
+        self._settle(self._tokens)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -1,12 +1,12 @@
 """A session's keys and values on disk: one safetensors file for each block and kind.
 
-    caches.json                     which blocks the conversation is made of, their tokens
-    BLOCK.KIND.CHECKSUM.safetensors one payload, see blocks.py
+    caches.json                             which blocks the conversation is made of, their tokens
+    BLOCK.KIND.OWNER.CHECKSUM.safetensors   one payload, see blocks.py
 
-A file's name holds the block's, which says all tokens up to its end, and a checksum of its content; its
-metadata says for which weights and which form of cache it is. A file that is cut short, changed, or
-another model's is so refused before anything of it is used. caches.json is replaced last: what it
-names is whole.
+A file's name holds the block's, which says all tokens up to its end, a hash of whose it is (weights, form
+of cache, format version) and a checksum of its content; its metadata says the same. A file that is cut
+short, changed, or another model's is so refused before anything of it is used. caches.json is replaced
+last: what it names is whole.
 """
 
 import hashlib
@@ -41,14 +41,16 @@ class SessionFiles:
         self.limit = limit
         self._meta = {"format": FORMAT, "identity": identity, "form": form}
         self._files: OrderedDict[tuple[str, Kind], Path] = OrderedDict()  # the one used last at the end
+        self._owner = hashlib.sha256(json.dumps(self._meta).encode()).hexdigest()[:8]
+        self._others: list[Path] = []  # of another model, form or format
         remove_unfinished(folder)
         with suppress(OSError):
             for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
                 name, kind, *rest = path.name.split(".")
-                if kind in (FULL, SLIDING) and len(rest) == 2:
+                if kind in (FULL, SLIDING) and len(rest) == 3 and rest[0] == self._owner:
                     self._files[name, FULL if kind == FULL else SLIDING] = path
-                elif kind in (FULL, SLIDING):  # without a checksum
-                    path.unlink()
+                elif kind in (FULL, SLIDING):
+                    self._others.append(path)
         self._needed = set(self._files)  # until it is known better
 
     def __contains__(self, key: tuple[str, Kind]) -> bool:
@@ -61,7 +63,7 @@ class SessionFiles:
         self._files.move_to_end((block.name, kind))
         try:
             path.touch()
-            if _checksum(path) != path.name.split(".")[2]:
+            if _checksum(path) != path.name.split(".")[3]:
                 raise SessionError(f"{path.name} is cut short or was changed")
             arrays, meta = cast(
                 tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
@@ -85,7 +87,7 @@ class SessionFiles:
         """Keep a payload. Raises SessionError if the disk does not take it; nothing is left then."""
         arrays = {f"{i}.{j}": part for i, layer in enumerate(payload) for j, part in enumerate(layer)}
         meta = {**self._meta, "block": block.name, "kind": kind}
-        name = f"{block.name}.{kind}"
+        name = f"{block.name}.{kind}.{self._owner}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._files[block.name, kind] = replace_file(
@@ -115,6 +117,7 @@ class SessionFiles:
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error}") from None
         self._needed = _keys(path, window)
+        self._remove_others()
         self._make_room()
 
     def chain(self) -> list[tuple[list[int], int | None]]:
@@ -123,13 +126,15 @@ class SessionFiles:
         and form, or damaged.
         """
         path = self.folder / _INDEX
-        if not path.exists():
-            return []
         try:
+            if not path.exists():
+                return []
             index = json.loads(path.read_text(encoding="utf-8"))
             self._check(_INDEX, index)
             return [_block(entry) for entry in index["blocks"]]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except OSError as error:
+            raise SessionError(f"{_INDEX} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SessionError(f"{_INDEX} is damaged: {error}") from None
 
     def keep_only(self, path: Sequence[Block], window: Sequence[Block]) -> None:
@@ -144,7 +149,14 @@ class SessionFiles:
             (self.folder / _INDEX).unlink(missing_ok=True)
         for key in list(self._files):
             self._remove(key)
+        self._remove_others()
         self._needed.clear()
+
+    def _remove_others(self) -> None:
+        for path in self._others:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._others.clear()
 
     def _check(self, name: str, meta: dict[str, str]) -> None:
         for key, what in (("format", "format version"), ("identity", "model"), ("form", "form of cache")):

@@ -640,7 +640,7 @@ def test_a_full_disk_does_not_end_the_chat_and_is_told_once(
     monkeypatch.setattr(Path, "replace", full)
     done = chat(olmo3, SUM, SUM, options=["--session", "ada", "--temperature", "0"])
     assert (done.code, done.out) == (0, "17 + 25 = 42\n" * 2)
-    assert done.err.count("not saved: ") == 1
+    assert done.err.count("(not saved is what was said: ") == 1
     assert "No space left on device" in done.err
 
 

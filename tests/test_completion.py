@@ -14,6 +14,7 @@ from olmo3_mlx import (
     ConfigError,
     GenerationConfig,
     KVCache,
+    MemoryFitError,
     Olmo3,
     Olmo3Error,
     OptionError,
@@ -662,7 +663,7 @@ def test_an_answer_ends_before_memory_runs_out_with_what_was_said(
 
     def exhausted(self: MemoryWatch, next_bytes: int = 0) -> bool:
         looks.append(next_bytes)
-        return len(looks) == 2
+        return len(looks) in (2, 3)  # also after the checkpoints were let go
 
     monkeypatch.setattr(MemoryWatch, "exhausted", exhausted)
     pieces = list(stream(model, tokenizer, "Hi", session=session))  # type: ignore[arg-type]
@@ -680,7 +681,7 @@ def test_a_prompt_ends_before_memory_runs_out_and_is_not_lost(
     model = ScriptedModel(lambda history: 50)
     session = Session(model)
     monkeypatch.setenv("OLMO3_MEMORY", "1")
-    with pytest.raises(PromptError, match=r"memory would run out after 256 of .* tokens: shorten"):
+    with pytest.raises(MemoryFitError, match=r"memory would run out after 256 of .* tokens: shorten"):
         list(stream(model, tokenizer, "word " * 600, session=session))  # type: ignore[arg-type]
     assert len(session.tokens) == 256
     monkeypatch.delenv("OLMO3_MEMORY")

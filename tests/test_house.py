@@ -118,6 +118,7 @@ def test_the_public_list_is_what_it_says() -> None:
         "GenerationConfig",
         "HubError",
         "KVCache",
+        "MemoryFitError",
         "Olmo3",
         "Olmo3Config",
         "Olmo3Error",

@@ -12,7 +12,7 @@ from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
 from olmo3_mlx.cli.planning import caches, planned
 from olmo3_mlx.completion import Completion
-from olmo3_mlx.errors import OptionError, PromptError, SessionError, TemplateError
+from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError, SessionError, TemplateError
 from olmo3_mlx.identity import cache_form, identity
 from olmo3_mlx.saved import SavedConversation, open_conversation
 from olmo3_mlx.session import Session
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             )
         folder, made = planned(args)
         model, tokenizer = load(folder)
-        form = cache_form(model, args.kv_bits, args.kv_group_size)
+        form = cache_form(model, args.kv_bits, args.kv_group_size, args.kv_start)
         files = SessionFiles(saved.caches, identity(model), form) if saved else None
         session = Session(model, files=files, **caches(args, made))
         messages = saved.messages if saved else None
@@ -81,6 +81,7 @@ def _read_lines(conversation: "_Conversation") -> None:
     while conversation.open:
         try:
             line = input("> " if sys.stdin.isatty() else "")
+            conversation.take(line.strip())
         except EOFError:
             if sys.stdin.isatty():
                 print()
@@ -90,7 +91,6 @@ def _read_lines(conversation: "_Conversation") -> None:
             continue
         except UnicodeDecodeError as error:
             raise PromptError(f"standard input is not UTF-8 text: {error}") from None
-        conversation.take(line.strip())
 
 
 class _Keeper:
@@ -112,13 +112,15 @@ class _Keeper:
 
     def keep(self, chat: Chat) -> None:
         """After a turn."""
+        what = "what was said"
         try:
             self._saved.write(chat.messages)
+            what = "what the caches hold, which a restart will have to read again"
             self._session.save()
             self._failed = False
         except SessionError as error:
             if not self._failed:
-                print(f"(not saved: {error}; the chat goes on)", file=sys.stderr)
+                print(f"(not saved is {what}: {error}; the chat goes on)", file=sys.stderr)
             self._failed = True
 
 
@@ -171,7 +173,7 @@ class _Conversation:
                         said.append(piece)
                         if interrupted():
                             break
-        except (PromptError, TemplateError) as error:
+        except (PromptError, TemplateError, MemoryFitError) as error:
             print(f"error: {error} (/help lists what can be done)", file=sys.stderr)
             return
         except KeyboardInterrupt:
@@ -185,7 +187,8 @@ class _Conversation:
 
     def _keep(self) -> None:
         if self._keeper is not None:
-            self._keeper.keep(self.chat)
+            with interruptible():  # Ctrl-C waits until it is on the disk
+                self._keeper.keep(self.chat)
 
     def _exit(self, _: str) -> None:
         self.open = False
