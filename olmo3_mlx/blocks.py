@@ -101,17 +101,20 @@ class BlockStore:
 
     def get(self, block: Block, kind: Kind) -> Payload:
         """What `put` was given for it. Raises SessionError if it is gone, or a file is damaged."""
-        key = (block.name, kind)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key][1]
-        if self.files is None or key not in self.files:
+        held = self.peek(block, kind)
+        if held is not None:
+            return held
+        if self.files is None or (block.name, kind) not in self.files:
             raise SessionError(f"what the caches held at {block.start} to {block.stop} is gone")
         return self.files.read(block, kind)
 
     def peek(self, block: Block, kind: Kind) -> Payload | None:
-        """What memory has of it."""
-        return self._held.get((block.name, kind), (block, None))[1]
+        """What memory has of it, which counts as a use."""
+        key = (block.name, kind)
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key][1]
 
     def put(self, block: Block, kind: Kind, payload: Payload) -> list[Block]:
         """Keep a payload, as the one used last. Returns the blocks of which something is gone for good."""

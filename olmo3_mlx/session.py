@@ -1,7 +1,6 @@
 """A conversation's tokens and their caches, which can go back, and run only what is new.
 
-Going back takes the nearest way: the caches rewind if they can; else the last checkpoint before is
-restored, and what lies behind it runs again.
+Going back takes the nearest way: the caches rewind, or a checkpoint is restored, and what is missing runs.
 """
 
 import weakref
@@ -128,8 +127,7 @@ class Session:
         """
         self._end_decoding()
         check_ids(ids, self.vocab_size)
-        if len(self._tokens) + len(ids) > self.context:
-            total = len(self._tokens) + len(ids)
+        if (total := len(self._tokens) + len(ids)) > self.context:
             raise PromptError(f"{total} tokens do not fit the context of {self.context}")
         marks = self._checkpoints
         if marks.kept and checkpoint is not None and 0 < checkpoint < len(ids) - marks.spare:
@@ -187,9 +185,9 @@ class Session:
     # What follows expects that no answer is being decoded.
 
     def _with_files(self) -> SessionFiles:
-        if self._files is not None:
-            return self._files
-        raise SessionError("this session was made without files")
+        if self._files is None:
+            raise SessionError("this session was made without files")
+        return self._files
 
     def _forget(self) -> None:
         self._end_decoding()

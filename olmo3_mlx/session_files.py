@@ -142,6 +142,7 @@ class SessionFiles:
         self._needed = _keys(path, window)
         for key in [key for key in self._files if key not in self._needed]:
             self._remove(key)
+        self._remove_others()
 
     def clear(self) -> None:
         """Remove all files."""

@@ -96,7 +96,8 @@ def test_the_demo_remembers_a_name_and_runs_only_what_is_new(demo: tuple[Olmo3, 
 def fresh_ids(chat: Chat, ids: Sequence[int]) -> tuple[int, ...]:
     """What the model answers to these ids with empty caches."""
     session = Session(chat.model)
-    return join(_answer(session, chat.tokenizer, ids, chat.options, begins=0, progress=None)).token_ids
+    how = {"begins": 0, "short": lambda: False, "progress": None}
+    return join(_answer(session, chat.tokenizer, ids, chat.options, **how)).token_ids
 
 
 def test_a_conversation_longer_than_the_window_goes_on_as_a_fresh_run_would(

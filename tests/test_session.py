@@ -947,3 +947,64 @@ def test_a_checkpoint_is_not_driven_out_by_what_is_kept_on_the_way_back_to_it(mo
             assert session.checkpoint_bytes <= budget
             assert goes_on(model, session)
     assert_nothing(wrong)
+
+
+# What a review found
+
+
+@pytest.mark.parametrize("rewind", [0, 16, 512])
+@pytest.mark.parametrize("window", [8, 128])
+def test_whatever_checkpoint_seems_nearest_can_be_rewound_from(window: int, rewind: int) -> None:
+    """A restored cache was thought to rewind further than it holds once it was compacted."""
+    model = model_of(window)
+    session = Session(model, checkpoint_bytes=PLENTY, rewind=rewind)
+    for seed, length in enumerate((300, 140, 450, 700)):
+        session.prefill(ids(length, seed))
+        session.checkpoint()
+    tokens = list(session.tokens)
+    for position in range(0, len(tokens), 61):
+        ran = session.goto(position)
+        assert list(session.tokens) == tokens[:position]
+        assert ran <= position
+        session.match([*tokens, 1])
+        if len(session.tokens) < len(tokens):
+            session.prefill(tokens[len(session.tokens) :])
+    assert goes_on(model, session)
+
+
+def test_below_kv_start_a_session_is_as_a_fresh_one_also_through_checkpoints(model: Olmo3) -> None:
+    """Sliding layers' checkpoints from before and full layers' from after the rounding were mixed."""
+    how: dict[str, Any] = {"kv_bits": 4, "kv_start": 600}
+    session = Session(model, checkpoint_bytes=PLENTY, **how)
+    session.prefill(ids(900))
+    for wanted in (ids(201, 5), [*ids(900)[:512], *ids(40, 6)]):
+        held = session.match(wanted)
+        session.prefill(wanted[held:])
+        assert len({cache.quantized for cache in session.caches}) == 1
+        assert goes_on(model, session, **how)
+
+
+def test_caches_of_an_unknown_kind_are_run_anew_rather_than_believed(model: Olmo3) -> None:
+    class Proxy:
+        def __init__(self, cache: Any) -> None:
+            self.cache = cache
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.cache, name)
+
+    class Proxied:
+        config = model.config
+
+        def __call__(self, tokens: mx.array, caches: list[Any], **how: Any) -> mx.array:
+            return model(tokens, caches, **how)
+
+        def make_caches(self, *args: Any, **how: Any) -> list[Any]:
+            return [Proxy(cache) for cache in model.make_caches(*args, **how)]
+
+    session = Session(Proxied())
+    session.prefill(ids(600))
+    session.match([*ids(900, 2), 1])
+    session.prefill(ids(900, 2))
+    held = session.match([*ids(600), 5])
+    assert list(session.tokens) == ids(600)[:held]
+    assert {cache.offset for cache in session.caches} == {held}

@@ -791,3 +791,54 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
             assert list(session.tokens) in said[max(0, saves - 1) : saves + 1]
         assert goes_on(model, session)
         assert stray(folder) == []
+
+
+# What a review found
+
+
+def test_many_blocks_are_resumed_with_few_open_files_and_are_never_in_memory_twice(tmp_path: Path) -> None:
+    """A Mac lets a process open 256 files; a conversation has a few blocks for each turn."""
+    program = f"""
+import resource, sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import mlx.core as mx
+from pathlib import Path
+from test_session_files import CONFIG, ids, open_session, random_model
+model = random_model(CONFIG)
+session = open_session(model, Path({str(tmp_path)!r}))
+for seed in range(120):
+    session.prefill(ids(10, seed))
+    session.checkpoint()
+session.save()
+tokens, held = list(session.tokens), session.nbytes
+del session
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+mx.clear_cache(); before = mx.get_active_memory(); mx.reset_peak_memory()
+session = open_session(model, Path({str(tmp_path)!r}))
+session.resume()
+assert list(session.tokens) == tokens
+assert mx.get_peak_memory() - before < 1.7 * session.nbytes, (mx.get_peak_memory() - before, session.nbytes)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_files_of_another_form_are_not_taken_for_ones_own(model: Olmo3, tmp_path: Path) -> None:
+    """They have the same blocks' names: what should be saved was thought to be there."""
+    plain = open_session(model, tmp_path)
+    plain.prefill(ids(100))
+    plain.save()
+    other = open_session(model, tmp_path, form="8 bits", kv_bits=8)
+    other.prefill(ids(100))
+    other.save()
+    again = open_session(model, tmp_path, form="8 bits", kv_bits=8)
+    again.resume()
+    assert list(again.tokens) == ids(100)
+    assert len(payloads(tmp_path)) == 2  # and the others are gone
+
+
+def test_what_was_forgotten_is_not_left_on_the_disk(model: Olmo3, folder: Path) -> None:
+    session = open_session(model, folder)
+    session.resume()
+    session.clear()
+    assert list(folder.iterdir()) == []
