@@ -210,7 +210,9 @@ def _verdict(fit: MemoryFit) -> str:
         *(row(caches, bits) for caches, bits in _caches(fit).items()),
     ]
     if mx.default_device().type == mx.DeviceType.cpu:
-        lines.append("On MLX's CPU backend quantized weights compute in float32: caches take twice as much.")
+        lines.append(
+            "On MLX's CPU backend quantized weights compute in float32: caches and working space take twice that."
+        )
     return "\n".join(lines)
 
 
