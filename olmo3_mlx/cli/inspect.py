@@ -211,7 +211,8 @@ def _verdict(fit: MemoryFit) -> str:
     ]
     if mx.default_device().type == mx.DeviceType.cpu:
         lines.append(
-            "On MLX's CPU backend quantized weights compute in float32: caches and working space take twice that."
+            "On MLX's CPU backend quantized weights compute in float32: caches and working space take "
+            "twice that."
         )
     return "\n".join(lines)
 
