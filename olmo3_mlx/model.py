@@ -188,6 +188,8 @@ class Olmo3(nn.Module):
         for name, value in (("rewind", rewind), ("kv_start", kv_start)):
             if value < 0:
                 raise OptionError(f"{name} must be 0 or more, not {value}")
+        if kv_group_size is not None and kv_bits is None:
+            raise OptionError(f"kv_group_size {kv_group_size} is for quantized caches: give kv_bits too")
         dim = self.config.head_dim
         how = None if kv_bits is None else KVQuantization.of(kv_bits, kv_group_size, dim)
         window = self.config.sliding_window

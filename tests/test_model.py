@@ -162,3 +162,12 @@ def test_swiglu_is_silu_times_up() -> None:
     gate, up = mx.array([-3.0, 0.0, 2.0]), mx.array([2.0, 5.0, -1.0])
     expected = [-3 / (1 + np.exp(3)) * 2, 0.0, -2 / (1 + np.exp(-2))]
     assert np.allclose(np.array(swiglu(gate, up)), expected, atol=1e-6)
+
+
+def test_a_group_size_without_bits_and_a_negative_start_are_refused(tiny: Olmo3) -> None:
+    with pytest.raises(OptionError, match="kv_group_size 64 is for quantized caches: give kv_bits too"):
+        tiny.make_caches(kv_group_size=64)
+    with pytest.raises(OptionError, match="kv_start must be 0 or more, not -1"):
+        tiny.make_caches(kv_bits=8, kv_start=-1)
+    with pytest.raises(OptionError, match=r"kv_group_size must be 32, 64 or 128 and divide .* 16"):
+        tiny.make_caches(kv_bits=8)  # TINY has heads of 16

@@ -962,7 +962,7 @@ def test_whatever_checkpoint_seems_nearest_can_be_rewound_from(window: int, rewi
         session.prefill(ids(length, seed))
         session.checkpoint()
     tokens = list(session.tokens)
-    for position in range(0, len(tokens), 61):
+    for position in range(0, len(tokens), 131):
         ran = session.goto(position)
         assert list(session.tokens) == tokens[:position]
         assert ran <= position
