@@ -295,6 +295,5 @@ class Session:
     def _end_decoding(self) -> None:
         """Close an answer that its reader left open: it uses these caches."""
         ids = self._decoding() if self._decoding is not None else None
-        self._decoding = None
         if ids is not None:
             ids.close()
