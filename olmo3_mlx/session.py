@@ -229,10 +229,11 @@ class Session:
             self._start_anew()
             raise
         finally:
-            steps.close()
-            self._decoding = None
-            self._settle([*before, *said])
-            self._checkpoints.mark(self._tokens, len(self._tokens))
+            with self._changing():
+                steps.close()
+                self._decoding = None
+                self._settle([*before, *said])
+                self._checkpoints.mark(self._tokens, len(self._tokens))
 
     def _reach(self, wanted: Sequence[int]) -> int:
         """Hold as much of `wanted` as costs no run; returns how much."""
