@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from convert.quantize import Recipe
 from olmo3_mlx.config import FULL, SLIDING, RopeConfig
+from olmo3_mlx.durable import flush
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.hub import INDEX, SINGLE, TEXT_FILES
 
@@ -40,7 +41,7 @@ def new_folder(dest: Path) -> Iterator[Path]:
         raise ConvertError(f"cannot write to {dest.parent}: {error.strerror}") from None
     try:
         yield folder
-        _flush(folder)
+        _flush_all(folder)
         folder.chmod(0o777 & ~_umask())
         folder.rename(dest)
     except BaseException as error:
@@ -54,7 +55,7 @@ def new_folder(dest: Path) -> Iterator[Path]:
             raise ConvertError(f"could not write {dest}: {error.strerror}; nothing was kept") from None
         raise
     with suppress(OSError):  # it is there, though perhaps not yet on the disk
-        _flush_entry(dest.parent)
+        flush(dest.parent)
 
 
 def write_weights(
@@ -162,19 +163,9 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _flush_entry(folder)
-
-
-def _flush_entry(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        flush(path)
 
 
 def _umask() -> int:

@@ -11,7 +11,7 @@ _UNFINISHED = ".unfinished-"
 
 
 def replace_file(
-    path: Path, write: Callable[[Path], None], rename: Callable[[Path], Path] | None = None
+    path: Path, write: Callable[[Path], object], rename: Callable[[Path], Path] | None = None
 ) -> Path:
     """Let `write` fill a new file that then takes the place of `path`, or vanishes if it fails. With
     `rename` what that makes of the written file is its place, in the same folder. Returns the place.

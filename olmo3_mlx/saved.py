@@ -38,7 +38,7 @@ class SavedConversation:
         data = {"format": _FORMAT, "messages": messages}
         text = json.dumps(data, ensure_ascii=False, indent=1)
         try:
-            replace_file(self._path, lambda new: _write(new, text))
+            replace_file(self._path, lambda new: new.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error.strerror}") from None
 
@@ -100,7 +100,3 @@ def sessions_folder() -> Path:
         return Path(given)
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "olmo3-mlx" / "sessions"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

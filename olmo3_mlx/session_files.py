@@ -113,7 +113,9 @@ class SessionFiles:
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self.folder / _INDEX, lambda new: _write_json(new, index))
+            replace_file(
+                self.folder / _INDEX, lambda new: new.write_text(json.dumps(index), encoding="utf-8")
+            )
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error}") from None
         self._needed = _keys(path, window)
@@ -198,7 +200,3 @@ def _block(entry: dict[str, Any]) -> tuple[list[int], int | None]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data), encoding="utf-8")

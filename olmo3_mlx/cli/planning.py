@@ -7,7 +7,7 @@ from typing import Any
 from olmo3_mlx.checkpoint import load_config
 from olmo3_mlx.hub import resolve
 from olmo3_mlx.memory import stored_itemsize, stored_weight_bytes
-from olmo3_mlx.memory_plan import MemoryPlan, check_context, plan
+from olmo3_mlx.memory_plan import MemoryPlan, plan
 from olmo3_mlx.session import CHECKPOINT_BYTES
 
 
@@ -17,7 +17,6 @@ def planned(args: argparse.Namespace) -> tuple[Path, MemoryPlan]:
     """
     folder = resolve(args.model, args.revision)
     config = load_config(folder)[0]
-    check_context(config, args.context)
     made = plan(
         config,
         stored_weight_bytes(folder),
