@@ -77,6 +77,12 @@ def timed(tokens: Iterator[Any], begin: float, length: int, count: int, caches: 
     return Run(length / (first - begin), (count - 1) / seconds, prefill_peak, sum(c.nbytes for c in caches))
 
 
+def pair(mine: Callable[..., Run], peer: Callable[..., Run], count: int, mine_first: bool) -> tuple[Run, Run]:
+    """Both, one after the other, in either order: the machine's speed drifts."""
+    runs = {run: measured(run, count) for run in ((mine, peer) if mine_first else (peer, mine))}
+    return runs[mine], runs[peer]
+
+
 def measured(run: Callable[..., Run], count: int) -> Run:
     mx.synchronize()
     mx.clear_cache()
@@ -105,7 +111,7 @@ def main() -> None:
             mine = partial(run_ours, ours, prompt, kv_bits=bits, group=args.kv_group_size)
             peer = partial(run_theirs, other, prompt)
             measured(peer, 8), measured(mine, 8)
-            rounds = [(measured(mine, args.tokens), measured(peer, args.tokens)) for _ in range(args.rounds)]
+            rounds = [pair(mine, peer, args.tokens, number % 2 == 0) for number in range(args.rounds)]
             print(row(length, bits, rounds), flush=True)
 
 
