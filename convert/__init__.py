@@ -1,21 +1,37 @@
-"""Checkpoints to MLX form: read (source), quantize, write.
+"""Checkpoints to MLX form, a few rows at a time: read, quantize, write, read back.
 
 from convert import convert
 print(convert("allenai/Olmo-3-7B-Instruct", "olmo3-7b-4bit", bits=4).bits_per_weight)
 """
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
-from convert.quantize import Recipe, affine
+from convert.files import copy_files, write_config, write_index
+from convert.folder import check_room, new_folder
+from convert.journal import Journal
+from convert.layout import Layout, Spec, lay_out, parts
+from convert.output import Output
+from convert.pipeline import ahead
+from convert.quantize import pieces, rounded
+from convert.recipe import Plan, Recipe, uniform
+from convert.recipe import named as recipe_named
 from convert.source import Source
-from convert.write import Progress, copy_files, new_folder, write_config, write_weights
+from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite, dtype_named
+from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.model import Olmo3
 
 __all__ = ["Report", "convert"]
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -39,44 +55,117 @@ def convert(
     dest: str | Path,
     *,
     bits: int | None = 4,
-    group_size: int = 64,
+    group_size: int | None = None,
+    mode: str = "affine",
+    recipe: str | Path | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
 
-    Quantizes linear layers, embedding and head to `bits` per weight, with one scale and bias for
-    `group_size` weights (MLX's affine mode); None quantizes nothing. `dtype` casts the rest, scales
-    included. `dest` appears only when it is complete. `progress(done, total)` counts bytes.
+    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits`, with one
+    scale for `group_size` weights (64, or what the mode has) in MLX's `mode`, or else as `recipe` says,
+    one of RECIPES or a TOML file (see convert.recipe). With `bits` None and no recipe nothing is
+    quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
 
-    Raises OptionError for bits or a group size that do not exist; ConfigError, CheckpointError or
+    `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
+    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes.
+    Memory stays at some rows of the largest tensor.
+
+    Raises OptionError for options that do not exist or go together; ConfigError, CheckpointError or
     HubError for a source that cannot be read or holds NaN; ConvertError for one that is quantized
-    already, a group size that divides no layer, and a destination that exists or cannot be written.
+    already, a recipe that does not fit it, and a destination that exists or cannot be written.
     """
     begin = time.perf_counter()
-    how = None if bits is None else affine(bits, group_size)
+    how = _recipe(bits, group_size, mode, recipe)
     cast = None if dtype is None else dtype_named(dtype)
-    with new_folder(Path(dest)) as folder:
-        origin = Source.open(source, revision)
-        recipe = Recipe.make(origin.model, how, cast)
-        weights = {name: origin.weights.pop(name) for name in origin.model.tensors()}  # layer by layer
-        parameters = sum(w.size for w in weights.values())
-        source_bytes = sum(w.nbytes for w in weights.values())
-        sizes = {name: recipe.bytes_of(name, w) for name, w in weights.items()}
-
-        def converted(name: str) -> dict[str, mx.array]:
-            weight = recipe.cast(weights.pop(name))  # popped, to be let go of once it is written
-            check_finite({name: weight}, origin.folder)
-            return recipe.apply(name, weight)
-
-        write_weights(folder, sizes, converted, parameters, progress)
-        write_config(folder, origin.config, origin.model.config.rope, recipe)
-        copy_files(origin.folder, folder)
+    with new_folder(Path(dest), resume=resume) as folder:
+        work = _Work(Source.open(source, revision), how, cast)
+        work.write(folder, progress)
     return Report(
-        parameters=parameters,
-        source_bytes=source_bytes,
-        bytes=sum(sizes.values()),
+        parameters=work.parameters,
+        source_bytes=sum(tensor.nbytes for tensor in work.source.tensors.values()),
+        bytes=work.layout.nbytes,
         seconds=time.perf_counter() - begin,
-        left_out=recipe.left_out,
+        left_out=work.plan.left_out,
     )
+
+
+class _Work:
+    """One conversion: what of the source becomes what, and where."""
+
+    def __init__(self, source: Source, recipe: Recipe, dtype: mx.Dtype | None) -> None:
+        self.source, self.dtype = source, dtype
+        if source.config.quantization is not None:
+            if recipe.default is not None:
+                how = source.config.quantization.default
+                raise ConvertError(
+                    f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again "
+                    f"loses more than it should: convert the original (or dequantize it: --dtype alone, "
+                    f"bits=None)"
+                )
+            self.dtype = dtype or source.dtype
+        model = Olmo3(source.config)
+        self.names = list(model.tensors())
+        self.plan: Plan = recipe.plan(model)
+        self.specs = {name: self._specs(name) for name in self.names}
+        self.layout: Layout = lay_out(list(self.specs.values()))
+        self.parameters = sum(prod(source.tensors[name].shape) for name in self.names)
+
+    def write(self, folder: Path, progress: Progress | None) -> None:
+        """Fill the folder."""
+        journal = Journal(folder, self._identity())
+        check_room(folder, self.layout)
+        output = Output(folder, self.layout, journal)
+        done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
+        todo = [name for name in self.names if name not in journal.done]
+        for name, piece in ahead(self._converted(ahead(self._read(todo)))):
+            output.write(name, piece)
+            done += sum(array.nbytes for array in piece.values())
+            if progress is not None:
+                progress(done, self.layout.nbytes)
+        self.source.check_unchanged()
+        output.finish()
+        write_index(folder, self.layout, self.parameters)
+        write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
+        copy_files(self.source.folder, folder)
+
+    def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
+        """Tensors by name, some rows at a time, in the dtype they will have."""
+        for name in names:
+            for rows in pieces(self.source.tensors[name]):
+                weight = rows.astype(self._dtype(name))
+                check_finite({name: weight}, self.source.folder)
+                yield name, weight
+            self.source.check_unchanged()
+
+    def _converted(
+        self, weights: Iterator[tuple[str, mx.array]]
+    ) -> Iterator[tuple[str, dict[str, mx.array]]]:
+        """What those rows become."""
+        for name, weight in weights:
+            made = rounded(name, weight, self.plan.of(name))
+            mx.eval(*made.values())
+            yield name, made
+
+    def _specs(self, name: str) -> dict[str, Spec]:
+        return parts(name, self.source.tensors[name].shape, self._dtype(name), self.plan.of(name))
+
+    def _dtype(self, name: str) -> mx.Dtype:
+        return self.dtype or self.source.tensors[name].dtype
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "program": f"olmo3-mlx {__version__}, mlx {version('mlx')}",
+            "source": self.source.identity(),
+            "dtype": str(self.dtype),
+            "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
+        }
+
+
+def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:
+    if recipe is not None:
+        return recipe_named(recipe)
+    return Recipe(None if bits is None else uniform(bits, group_size, mode))

@@ -1,46 +1,101 @@
-"""What is converted: a checkpoint's config and tensors, checked like any that is run."""
+"""What is converted: a checkpoint's config and its tensors, unquantized whatever their stored form."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, read_weights
-from olmo3_mlx.errors import ConvertError
+from convert.stored import Dequantized, Stored, Tensor, stored_tensors
+from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize
+from olmo3_mlx.config import Olmo3Config
+from olmo3_mlx.errors import CheckpointError, ConvertError
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.hub import resolve
+from olmo3_mlx.hub import TEXT_FILES, resolve, weight_files
 from olmo3_mlx.model import Olmo3
 
 
 @dataclass(frozen=True)
 class Source:
-    """An unquantized checkpoint: its folder, config.json as it stands, and its tensors, unread yet.
-
-    `model` is of its architecture, with weights of its own that are never evaluated.
+    """A checkpoint: its folder, config.json as it stands and as it is read, and its tensors, unread yet,
+    by their names in an unquantized checkpoint. `stamps` are its files as they were found.
     """
 
     folder: Path
-    config: dict[str, Any]
-    model: Olmo3
-    weights: dict[str, mx.array]
+    data: Mapping[str, Any]
+    config: Olmo3Config
+    tensors: Mapping[str, Tensor]
+    stamps: Mapping[Path, tuple[int, int]]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in: that of its norms, which are never quantized."""
+        return self.tensors["model.norm.weight"].dtype
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None) -> "Source":
-        """Find (download) and check it.
-
-        Raises ConvertError if it is quantized, CheckpointError for tensors that are missing, extra
-        or misshapen.
+        """Find (download) and check it. Raises CheckpointError for tensors that are missing, extra or
+        misshapen.
         """
         folder = resolve(name, revision)
         config, _ = load_config(folder)
-        if config.quantization is not None:
-            how = config.quantization.default
-            raise ConvertError(
-                f"{name} is quantized already ({how.bits} bits, {how.mode}): quantizing again loses "
-                f"more than it should: convert the original"
-            )
-        weights = read_weights(folder)
+        stored = _all_stored(folder)
         model = Olmo3(config)
-        check_names_and_shapes(model, weights, folder)
-        return cls(folder, read_json(folder / "config.json"), model, weights)
+        quantize(model, stored, folder)
+        check_names_and_shapes(model, stored, folder)
+        files = {folder / name for name in TEXT_FILES} | {tensor.file for tensor in stored.values()}
+        return cls(
+            folder=folder,
+            data=read_json(folder / "config.json"),
+            config=config,
+            tensors=_dequantized(config, stored),
+            stamps={file: _stamp(file) for file in sorted(files) if file.is_file()},
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another checkpoint, and from itself after a change, in JSON's types."""
+        return {"folder": str(self.folder.resolve()), "files": [[f.name, *s] for f, s in self.stamps.items()]}
+
+    def check_unchanged(self) -> None:
+        """Raise ConvertError if a file is another than it was when the source was opened."""
+        for file, stamp in self.stamps.items():
+            if not file.is_file() or _stamp(file) != stamp:
+                raise ConvertError(
+                    f"{file} has changed during the conversion: begin again with what it is now"
+                )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _all_stored(folder: Path) -> dict[str, Stored]:
+    tensors: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        found = stored_tensors(file)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise CheckpointError(f"{file}: holds tensors that another file holds too: {name_some(twice)}")
+        tensors |= found
+    return tensors
+
+
+def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Codes, scales and biases of one layer under the name of the weight that they stand for."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        path, _, kind = name.rpartition(".")
+        if kind in ("scales", "biases"):
+            continue
+        if f"{path}.scales" not in stored:
+            tensors[name] = tensor
+            continue
+        assert config.quantization is not None
+        how = config.quantization.of(path)
+        assert how is not None
+        parts = [stored[n] for n in (name, f"{path}.scales", f"{path}.biases") if n in stored]
+        tensors[name] = Dequantized(tuple(parts), how)
+    return tensors

@@ -32,12 +32,8 @@ def weight_bytes(config: Olmo3Config, bits: int | None = None, group_size: int =
     model = Olmo3(config)
     model.set_dtype(mx.bfloat16)
     if bits is not None:
-
-        def divides(_: str, module: nn.Module) -> bool:
-            layer = isinstance(module, nn.Linear | nn.Embedding)
-            return layer and module.weight.shape[-1] % group_size == 0
-
-        nn.quantize(model, group_size=group_size, bits=bits, class_predicate=divides)
+        divided = {path for path, (_, inputs) in model.quantizable().items() if inputs % group_size == 0}
+        nn.quantize(model, group_size=group_size, bits=bits, class_predicate=lambda path, _: path in divided)
     return sum(array.nbytes for array in model.tensors().values())
 
 

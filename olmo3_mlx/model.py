@@ -170,6 +170,14 @@ class Olmo3(nn.Module):
         """Every parameter by its name in the checkpoint."""
         return dict(tree_flatten(self.parameters()))
 
+    def quantizable(self) -> dict[str, tuple[int, int]]:
+        """The layers that can be quantized, by path: linear ones, embedding and head, [outputs, inputs]."""
+        return {
+            path: (module.weight.shape[0], module.weight.shape[1])
+            for path, module in self.named_modules()
+            if isinstance(module, nn.Linear | nn.Embedding)
+        }
+
     def make_caches(
         self,
         rewind: int = 512,

@@ -5,12 +5,14 @@ its name only ever stands for a complete checkpoint.
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +22,7 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-import convert.write
-from convert import Report
+import convert.layout
 from convert import convert as to_mlx
 from olmo3_mlx import Olmo3, load
 from olmo3_mlx.errors import CheckpointError, ConfigError, ConvertError, OptionError
@@ -99,6 +100,20 @@ def assert_same_tensors(found: Tensors, expected: Tensors) -> None:
 def largest_difference(found: mx.array, expected: mx.array) -> float:
     """The largest difference, relative to the largest value."""
     return float((mx.abs(found - expected).max() / mx.abs(expected).max()).item())  # type: ignore[arg-type]
+
+
+def assert_same_files(found: Path, expected: Path) -> None:
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in found.iterdir()) == names
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def to_mlx_elsewhere(source: Path, dest: Path) -> Path:
+    """The same conversion in one go."""
+    whole = dest.parents[1] / "elsewhere" / "whole"
+    to_mlx(source, whole)
+    return whole
 
 
 def in_float32(folder: Path) -> Olmo3:
@@ -235,7 +250,7 @@ def test_a_large_result_is_written_in_shards_with_an_index(
 ) -> None:
     whole = dest.with_name("whole")
     to_mlx(source, whole)
-    monkeypatch.setattr(convert.write, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
     report = to_mlx(source, dest)
     files = sorted(path.name for path in dest.glob("*.safetensors"))
     count = len(files)
@@ -514,10 +529,13 @@ def test_a_destination_that_appears_meanwhile_is_left_alone(source: Path, dest: 
         dest.mkdir(exist_ok=True)
         (dest / "precious").write_text("mine")
 
-    with pytest.raises(ConvertError, match="has appeared meanwhile"):
+    with pytest.raises(ConvertError, match="has appeared meanwhile; move it away, then go on with --resume"):
         to_mlx(source, dest, progress=occupy)
-    assert beside(dest) == ["dest"]
     assert [path.name for path in dest.iterdir()] == ["precious"]
+    dest.rename(dest.with_name("away"))
+    to_mlx(source, dest, resume=True)
+    assert beside(dest) == ["away", "dest"]
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 
 def test_a_quantized_source_is_refused(source: Path, dest: Path) -> None:
@@ -530,7 +548,7 @@ def test_a_quantized_source_whose_config_does_not_say_so_is_refused(source: Path
     packed = dest.with_name("packed")
     to_mlx(source, packed)
     shutil.copy(source / "config.json", packed / "config.json")
-    with pytest.raises(CheckpointError, match=r"scales"):
+    with pytest.raises(CheckpointError, match=r"config\.json has no quantization"):
         to_mlx(packed, dest)
     assert beside(dest) == ["packed"]
 
@@ -605,26 +623,31 @@ def test_a_disk_without_room_is_refused_before_the_work(
     assert beside(dest) == []
 
 
-def test_a_disk_that_fills_up_while_small_files_are_written_leaves_nothing(
+def test_after_a_disk_that_filled_up_the_work_goes_on(
     source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(ConvertError, match=r"could not write .*dest: No space left on device"):
+    words = r"could not write .*dest: No space left on device; make room, then go on with --resume"
+    with monkeypatch.context() as patch, pytest.raises(ConvertError, match=words):
+        patch.setattr(shutil, "copyfile", full)
         to_mlx(source, dest)
-    assert beside(dest) == []
+    assert beside(dest) == [".dest.unfinished"]
+    written: list[int] = []
+    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
+    assert written == []  # all weights were there
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 
 # What happens to a process on its own: a real limit on a file's size, a real signal.
 SCRIPT = """
 import os, resource, signal, sys
-import convert.write
+import convert.layout
 from convert import convert as to_mlx
 from olmo3_mlx.errors import ConvertError
 
-convert.write.SHARD_BYTES = 30_000
+convert.layout.SHARD_BYTES = 30_000
 source, dest, how = sys.argv[1:]
 count = 0
 
@@ -655,25 +678,126 @@ def run_script(source: Path, dest: Path, how: str) -> "subprocess.CompletedProce
     )
 
 
-def test_a_file_that_cannot_grow_leaves_nothing(source: Path, dest: Path) -> None:
+def test_a_file_that_cannot_grow_is_said_in_one_line(source: Path, dest: Path) -> None:
     done = run_script(source, dest, "limit")
     assert done.returncode == 1
-    assert re.match(r"could not write model-\d{5}-of-\d{5}\.safetensors: ", done.stderr)
+    assert re.match(r"could not write .*dest: File too large; go on with --resume", done.stderr)
     assert len(done.stderr.splitlines()) == 1
-    assert beside(dest) == []
 
 
-def test_an_interrupted_conversion_leaves_nothing(source: Path, dest: Path) -> None:
-    done = run_script(source, dest, "interrupt")
-    assert done.returncode == -signal.SIGINT
-    assert beside(dest) == []
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(
+    source: Path, dest: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = signal.SIGINT if how == "interrupt" else signal.SIGKILL
+    assert run_script(source, dest, how).returncode == -stopped
+    assert beside(dest) == [".dest.unfinished"]
+    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with --resume"):
+        to_mlx(source, dest)
+    written: list[int] = []
+    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
+    assert len(written) < len(stored(source)) - 10  # and not from the beginning
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 
-def test_a_killed_conversion_leaves_nothing_under_the_destinations_name(source: Path, dest: Path) -> None:
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_and_resumed_it_always_gives_the_same_bytes(
+    lab: Path, dest: Path
+) -> None:
+    whole = to_mlx_elsewhere(lab, dest)
+    moments, kills = random.Random(lab.name), 0
+    while kills < 20:
+        shutil.rmtree(dest, ignore_errors=True)
+        while not dest.exists():
+            command = [sys.executable, "-m", "convert", str(lab), str(dest), "--resume"]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
+            while not journal.exists() and process.poll() is None:  # the imports are not of interest
+                time.sleep(0.01)
+            try:
+                _, errors = process.communicate(timeout=moments.uniform(0, 0.4))
+                assert process.returncode == 0, errors
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        assert_same_files(dest, whole)
+
+
+@pytest.mark.parametrize("damage", ["a changed byte", "a cut file", "a cut journal", "no weights"])
+def test_what_a_stopped_conversion_left_is_not_trusted(
+    source: Path, dest: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
-    assert not os.path.lexists(dest)
-    (left,) = dest.parent.iterdir()
-    assert left.name.startswith(".dest.unfinished-")
-    assert list(left.glob("model-*.safetensors"))  # it was struck in the middle of its work
-    assert isinstance(to_mlx(source, dest), Report)  # and is no hindrance
+    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    left = dest.parent / ".dest.unfinished"
+    first = min(left.glob("model-*.safetensors"))
+    data = first.read_bytes()
+    journal = left / "journal.jsonl"
+    if damage == "a changed byte":
+        middle = len(data) // 2
+        first.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif damage == "a cut file":
+        first.write_bytes(data[: len(data) // 2])
+    elif damage == "a cut journal":
+        journal.write_bytes(journal.read_bytes()[:-20])
+    else:
+        first.unlink()
+    to_mlx(source, dest, resume=True)
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+def test_another_conversion_does_not_go_on_with_what_one_left(source: Path, dest: Path) -> None:
+    assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
+    before = sorted(path.read_bytes() for path in (dest.parent / ".dest.unfinished").iterdir())
+    with pytest.raises(ConvertError, match=r"is another one \(dtype: .*layers: .*finish it as it was begun"):
+        to_mlx(source, dest, bits=8, dtype="float16", resume=True)
+    assert sorted(path.read_bytes() for path in (dest.parent / ".dest.unfinished").iterdir()) == before
+
+
+def test_resume_without_anything_to_go_on_with_begins(source: Path, dest: Path) -> None:
+    to_mlx(source, dest, resume=True)
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+def test_two_conversions_to_one_destination_are_not_made_at_once(source: Path, dest: Path) -> None:
+    def again(done: int, total: int) -> None:
+        with pytest.raises(ConvertError, match="another process is converting to"):
+            to_mlx(source, dest, resume=True)
+
+    to_mlx(source, dest, progress=again)
     assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
+def test_a_source_that_changes_under_the_run_is_noticed(source: Path, dest: Path, changed: str) -> None:
+    def change(done: int, total: int) -> None:
+        if done > total // 2:
+            os.utime(source / changed, ns=(1, 1))
+
+    with pytest.raises(ConvertError, match=rf"{changed} has changed during the conversion"):
+        to_mlx(source, dest, progress=change)
+    assert beside(dest) == []
+
+
+def test_a_source_that_changed_before_resuming_is_noticed(source: Path, dest: Path) -> None:
+    assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
+    os.utime(source / "model.safetensors", ns=(1, 1))
+    with pytest.raises(ConvertError, match=r"is another one \(source: other there, other now\)"):
+        to_mlx(source, dest, resume=True)
+
+
+def test_a_disk_that_does_not_keep_what_was_written_is_noticed(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flip(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+
+    monkeypatch.setattr("convert.output.flush", flip)
+    with pytest.raises(ConvertError, match=r"what was read back differs from what was written, in lm_head"):
+        to_mlx(source, dest)
+    assert beside(dest) == []

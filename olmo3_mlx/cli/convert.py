@@ -4,8 +4,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from olmo3_mlx.errors import OptionError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+USUAL_BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,10 +17,11 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "convert",
         help="quantize a checkpoint",
-        description="Quantize a checkpoint's linear layers, embedding and head to 4 or 8 bits, for "
-        "this program and mlx-lm. Norms stay as they are. With --dtype and without --bits, only cast.",
-        epilog="DEST appears when it is complete. A run that was killed leaves a hidden folder "
-        ".DEST.unfinished-* beside it, which can be removed.",
+        description="Quantize a checkpoint's linear layers, embedding and head, for this program and "
+        "mlx-lm. Norms stay as they are. With --dtype alone, only cast, or dequantize. Memory stays at "
+        "some rows of a tensor, whatever the model's size.",
+        epilog="DEST appears when it is complete and was read back. A run that was stopped leaves a "
+        "hidden folder .DEST.unfinished beside it: go on with --resume, or remove it.",
     )
     add_arguments(parser)
 
@@ -25,22 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """SOURCE, DEST and the options, as `python -m convert` takes them too."""
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's folder, or a hub id")
     parser.add_argument("dest", metavar="DEST", help="the folder to write, which must not exist yet")
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 8), help="bits per weight (default: 4, unless --dtype is given)"
-    )
-    parser.add_argument(
-        "--group-size",
+    parser.add_argument("--revision", metavar="R", help="a hub id's branch, tag or commit")
+    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was stopped")
+    how = parser.add_argument_group("how to quantize")
+    how.add_argument(
+        "--bits",
         type=int,
-        default=64,
-        choices=(32, 64, 128),
-        help="weights that share a scale (default: %(default)s)",
+        choices=(2, 3, 4, 5, 6, 8),
+        help="bits per weight (default: 4, unless --dtype alone is given)",
     )
-    parser.add_argument(
+    how.add_argument(
+        "--group-size", type=int, choices=(16, 32, 64, 128), help="weights that share a scale (default: 64)"
+    )
+    how.add_argument(
+        "--mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="MLX's quantization (default: affine)"
+    )
+    how.add_argument(
+        "--recipe", metavar="NAME|FILE", help="which layers get how many bits: a name, or a TOML file"
+    )
+    how.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="cast what is not quantized, and the scales (default: as in SOURCE)",
     )
-    parser.add_argument("--revision", metavar="R", help="a hub id's branch, tag or commit")
     parser.set_defaults(run=run)
 
 
@@ -50,6 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     from convert import convert  # noqa: PLC0415  (the library never needs it)
 
+    if args.recipe and (args.bits or args.group_size or args.mode):
+        raise OptionError("--recipe says bits, group size and mode: give either it or those")
+    only_cast = args.dtype and not (args.bits or args.mode)
+    mode = args.mode or "affine"
+
     bar: tqdm[NoReturn]
     with tqdm(
         total=0, unit="B", unit_scale=True, desc="converting", file=sys.stderr, leave=False, disable=None
@@ -57,15 +74,18 @@ def run(args: argparse.Namespace) -> int:
         report = convert(
             args.source,
             args.dest,
-            bits=args.bits or (None if args.dtype else 4),
+            bits=args.bits or (None if only_cast else USUAL_BITS[mode]),
             group_size=args.group_size,
+            mode=mode,
+            recipe=args.recipe,
             dtype=args.dtype,
             revision=args.revision,
+            resume=args.resume,
             progress=lambda done, total: _show(bar, done, total),
         )
     if report.left_out:
         print(
-            f"not quantized, as {args.group_size} does not divide their inputs: {', '.join(report.left_out)}",
+            f"not quantized, as the group size does not divide their inputs: {', '.join(report.left_out)}",
             file=sys.stderr,
         )
     print(

@@ -1,0 +1,119 @@
+"""The folder that a conversion writes to, beside its destination, whose name it takes when complete."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from convert.journal import NAME as JOURNAL
+from convert.layout import Layout
+from olmo3_mlx.durable import flush
+from olmo3_mlx.errors import ConvertError, Olmo3Error
+
+_LOCK = "lock"
+
+
+def unfinished(dest: Path) -> Path:
+    """Where the work for `dest` lies until it is complete."""
+    return dest.with_name(f".{dest.name}.unfinished")
+
+
+@contextmanager
+def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
+    """A hidden folder beside `dest` that becomes `dest` when the block ends.
+
+    Interrupted, out of disk or killed, it stays, and with `resume` the next one goes on in it; after
+    an error that going on would meet again it vanishes. Raises ConvertError if `dest` exists, if an
+    unfinished one is there and `resume` is not given, or another process works in it.
+    """
+    dest = dest.expanduser().absolute()
+    folder = unfinished(dest)
+    _check(dest, folder, resume)
+    made = [parent for parent in dest.parents if not parent.exists()]
+    new = not (folder / JOURNAL).exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise ConvertError(f"cannot write to {dest.parent}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConvertError(f"another process is converting to {dest}: let it finish") from None
+        try:
+            yield folder
+            _complete(folder, dest)
+        except BaseException as error:
+            stays = (folder / JOURNAL).exists() and not isinstance(error, Olmo3Error)
+            if new and not stays:
+                _remove(folder, made)
+            if isinstance(error, OSError):
+                raise ConvertError(_explained(error, dest, stays)) from None
+            raise
+    with suppress(OSError):  # it is there, though perhaps not yet on the disk
+        flush(dest.parent)
+
+
+def check_room(folder: Path, layout: Layout) -> None:
+    """Raise ConvertError if the disk has no place for what is still to be written."""
+    there = sum(_allocated(folder / file) for file in layout.headers)
+    needed, free = layout.nbytes - there, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConvertError(
+            f"the result needs {needed / 1e9:.3f} GB, the disk of {folder.parent} has {free / 1e9:.3f} "
+            f"GB left: make room, or write elsewhere"
+        )
+
+
+def _allocated(file: Path) -> int:
+    return file.stat().st_blocks * 512 if file.exists() else 0  # the files have holes where nothing is yet
+
+
+def _check(dest: Path, folder: Path, resume: bool) -> None:
+    if os.path.lexists(dest):
+        raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
+    if (folder / JOURNAL).exists() and not resume:
+        raise ConvertError(
+            f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), or "
+            f"remove that folder to begin anew"
+        )
+
+
+def _complete(folder: Path, dest: Path) -> None:
+    """Give the folder its name. What only the work needed goes first, the journal last of it."""
+    for path in folder.iterdir():
+        flush(path)
+    if os.path.lexists(dest):
+        raise FileExistsError(errno.EEXIST, "it has appeared meanwhile")
+    (folder / _LOCK).unlink()
+    (folder / JOURNAL).unlink()
+    flush(folder)
+    folder.chmod(0o777 & ~_umask())
+    folder.rename(dest)
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in made:
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _explained(error: OSError, dest: Path, stays: bool) -> str:
+    advice = {
+        errno.ENOSPC: "make room, then ",
+        errno.EDQUOT: "make room, then ",
+        errno.EEXIST: "move it away, then ",
+    }
+    kept = f"{advice.get(error.errno or 0, '')}go on with --resume, what was done is kept"
+    return f"could not write {dest}: {error.strerror or error}; {kept if stays else 'nothing was kept'}"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,85 @@
+"""What a conversion has done so far, so that one that was killed can go on.
+
+One file, a line of JSON each: first what is being made of what, then every weight that was written
+with its tensors' checksums. A line that was cut short by a kill is as good as none.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from olmo3_mlx.errors import ConvertError
+
+NAME = "journal.jsonl"
+
+Identity = Mapping[str, Any]  # what is made of what, in JSON's types
+Sums = Mapping[str, str]  # tensor -> SHA-256 of its bytes
+
+
+class Journal:
+    """The record in a folder. Weights are known by their names in the source."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        """Begin one, or go on with that which is there.
+
+        Raises ConvertError if that is of another conversion, naming what differs; OSError if it cannot
+        be written.
+        """
+        self._path = folder / NAME
+        self.done: dict[str, Sums] = {}
+        identity = json.loads(json.dumps(identity))
+        lines = _lines(self._path)
+        if not lines:
+            self._path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            return
+        found, *records = lines
+        differing = sorted(
+            key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key)
+        )
+        if differing:
+            shown = _differences(found, identity, differing)
+            raise ConvertError(
+                f"the unfinished conversion in {folder} is another one ({shown}): finish it as it was begun, "
+                f"or remove that folder"
+            )
+        self.done = {record["weight"]: record["sums"] for record in records}
+        # Anew, without a line that was cut short and would swallow the next.
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def record(self, weight: str, sums: Sums) -> None:
+        """The tensors of a weight are written."""
+        self.done[weight] = sums
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"weight": weight, "sums": sums}) + "\n")
+
+    def forget(self, weight: str) -> None:
+        """It has to be written again."""
+        del self.done[weight]
+
+    def remove(self) -> None:
+        """All is done."""
+        os.unlink(self._path)  # noqa: PTH108
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
+        try:
+            data = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            break
+        lines.append(data)
+    return lines
+
+
+def _differences(found: Identity, identity: Identity, keys: list[str]) -> str:
+    def shown(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) < 40 else "other"
+
+    return ", ".join(f"{key}: {shown(found.get(key))} there, {shown(identity.get(key))} now" for key in keys)

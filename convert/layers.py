@@ -1,0 +1,71 @@
+"""A checkpoint run one block at a time: the way to see what a model does that does not fit into memory.
+
+    layers = Layers(Source.open(folder))
+    hidden = layers.embed(tokens)                    # [B, L] -> [B, L, hidden]
+    for index in range(layers.count):
+        hidden = layers.block(index)(hidden, None)
+    logits = layers.logits(hidden)                   # [B, L, V]
+
+In float32, whatever the weights are stored in. Needs memory for one block, or for the rows of the
+embedding and of the head that are read at once.
+"""
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from convert.source import Source
+from convert.stored import Tensor, read
+from olmo3_mlx.model import Block, check_token_ids
+
+_ROWS_BYTES = 2**27  # of the head in float32, read at once
+
+
+class Layers:
+    """The parts of the model in `source`, each read when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self.config = source.config
+        self._tensors: Mapping[str, Tensor] = source.tensors
+
+    @property
+    def count(self) -> int:
+        """Blocks."""
+        return self.config.num_hidden_layers
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """tokens [B, L] -> [B, L, hidden]. Raises PromptError for an id outside the vocabulary."""
+        check_token_ids(tokens, self.config.vocab_size)
+        table = self._tensors["model.embed_tokens.weight"]
+        ids, places = np.unique(np.array(tokens), return_inverse=True)
+        rows = [table.rows(token, token + 1).astype(mx.float32) for token in map(int, ids)]
+        hidden = mx.concatenate(rows)[mx.array(places)].reshape(*tokens.shape, -1)
+        mx.eval(hidden)
+        return hidden
+
+    def block(self, index: int) -> Block:
+        """Block `index`: called with [B, L, hidden] and None it gives [B, L, hidden]."""
+        block = Block(self.config, self.config.layer_types[index])
+        names = dict(tree_flatten(block.parameters()))
+        block.load_weights([(name, self.weight(f"model.layers.{index}.{name}")) for name in names])
+        return block
+
+    def weight(self, name: str) -> mx.array:
+        """A whole tensor, by its name in the checkpoint."""
+        return read(self._tensors[name]).astype(mx.float32)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """What came out of the last block, [B, L, hidden] -> [B, L, V], through norm and head."""
+        hidden = mx.fast.rms_norm(hidden, self.weight("model.norm.weight"), self.config.rms_norm_eps)
+        tied = self.config.tie_word_embeddings
+        head = self._tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+        rows, width = head.shape
+        each = max(1, _ROWS_BYTES // (4 * width))
+        pieces = []
+        for start in range(0, rows, each):
+            part = head.rows(start, min(start + each, rows)).astype(mx.float32)
+            pieces.append(hidden @ part.T)
+            mx.eval(pieces[-1])
+        return mx.concatenate(pieces, axis=-1)

@@ -1,0 +1,156 @@
+"""Which layers are quantized, and how: rules from patterns to bits, and the plan they make for a model.
+
+A recipe of one's own is a TOML file. The last pattern that fits a layer's path decides:
+
+    bits = 4                                         # what no pattern names
+    group_size = 64
+    [layers]
+    "*.down_proj" = 6
+    "model.layers.[01].*" = { bits = 8, group_size = 32 }
+    "model.embed_tokens" = "none"                    # stays as it is
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from olmo3_mlx.errors import ConfigError, ConvertError, OptionError
+from olmo3_mlx.fields import Fields
+from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import MODES, Quantization
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each layer that is quantized is, by its path. `left_out` would be if their group size divided
+    their inputs.
+    """
+
+    layers: Mapping[str, Quantization]
+    left_out: tuple[str, ...] = ()
+
+    def of(self, name: str) -> Quantization | None:
+        """How the tensor `name` of an unquantized checkpoint is quantized, if it is."""
+        return self.layers.get(name.removesuffix(".weight"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`default` for every layer, or none; `rules`, patterns of paths, say what differs, the last that
+    fits before the others.
+    """
+
+    default: Quantization | None
+    rules: tuple[tuple[str, Quantization | None], ...] = ()
+
+    def plan(self, model: Olmo3) -> Plan:
+        """What it makes of a model's linear layers, embedding and head.
+
+        Raises ConvertError for a pattern that fits none of them, a group size that divides the inputs
+        of no layer, or not those of a layer that a pattern names.
+        """
+        widths = {path: inputs for path, (_, inputs) in model.quantizable().items()}
+        for pattern, _ in self.rules:
+            if not any(fnmatchcase(path, pattern) for path in widths):
+                raise ConvertError(
+                    f"the recipe's pattern {pattern!r} fits no layer: paths look like "
+                    f"model.layers.0.self_attn.q_proj, model.layers.0.mlp.down_proj, model.embed_tokens"
+                    f"{', lm_head' if 'lm_head' in widths else ''}"
+                )
+        layers, left_out = {}, []
+        for path, width in widths.items():
+            how, named = self._of(path)
+            if how is None:
+                continue
+            if width % how.group_size == 0:
+                layers[path] = how
+            elif named:
+                raise ConvertError(
+                    f"the recipe wants group size {how.group_size} for {path}, which does not divide its "
+                    f"{width} inputs: take a smaller one"
+                )
+            else:
+                left_out.append(path)
+        if self.default is not None and not layers:
+            raise ConvertError(
+                f"group size {self.default.group_size} divides the inputs of no layer "
+                f"({', '.join(map(str, sorted(set(widths.values()))))}): nothing would be quantized: "
+                f"take a smaller one"
+            )
+        return Plan(layers, tuple(sorted(left_out)))
+
+    def _of(self, path: str) -> tuple[Quantization | None, bool]:
+        """How a layer is quantized, and whether a rule says so."""
+        for pattern, how in reversed(self.rules):
+            if fnmatchcase(path, pattern):
+                return how, True
+        return self.default, False
+
+
+RECIPES: Mapping[str, Recipe] = {}
+
+
+def uniform(bits: int, group_size: int | None = None, mode: str = "affine") -> Quantization:
+    """All layers alike; the group size is the mode's usual one unless given.
+
+    Raises OptionError for a mode, bits or a group size that MLX does not have.
+    """
+    if mode not in MODES:
+        raise OptionError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    allowed_bits, allowed_groups = MODES[mode]
+    if group_size is None:
+        group_size = 64 if mode == "affine" else allowed_groups[0]
+    if bits not in allowed_bits:
+        raise OptionError(f"bits must be one of {allowed_bits} in mode {mode}, not {bits}")
+    if group_size not in allowed_groups:
+        raise OptionError(f"group_size must be one of {allowed_groups} in mode {mode}, not {group_size}")
+    return Quantization(bits, group_size, mode)
+
+
+def named(recipe: str | Path) -> Recipe:
+    """One of RECIPES by its name, or that in a file. Raises OptionError, ConfigError."""
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)]
+    path = Path(recipe).expanduser()
+    if not path.is_file():
+        raise OptionError(f"no recipe {str(recipe)!r}: expected a file, or one of {', '.join(RECIPES)}")
+    return from_file(path)
+
+
+def from_file(path: Path) -> Recipe:
+    """Read a recipe. Raises OptionError for a file that cannot be read or is no TOML, ConfigError for
+    what it says.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"the recipe {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise OptionError(f"the recipe {path} is not TOML: {error}") from None
+    unknown = sorted(data.keys() - {"bits", "group_size", "mode", "layers"})
+    if unknown:
+        raise ConfigError(f"{path}: expected bits, group_size, mode and layers, got {', '.join(unknown)}")
+    fields = Fields({"bits": 4, "group_size": 64, **data} if "mode" not in data else data, str(path))
+    default = Quantization.from_fields(fields)
+    layers = data.get("layers", {})
+    if not isinstance(layers, dict):
+        raise fields.refuse("layers", "a table of patterns")
+    return Recipe(
+        default, tuple((pattern, _rule(path, pattern, v, default)) for pattern, v in layers.items())
+    )
+
+
+def _rule(path: Path, pattern: str, value: Any, default: Quantization) -> Quantization | None:
+    if value == "none":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"bits": value}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f'{path}: expected bits, a table such as {{ bits = 6, group_size = 32 }} or "none" for '
+            f"{pattern!r}, got {value!r}"
+        )
+    return Quantization.from_fields(Fields(value, f"{path}, {pattern!r}"), default)

@@ -1,0 +1,165 @@
+"""Tensors as they lie in files, read some rows at a time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from olmo3_mlx.errors import CheckpointError
+from olmo3_mlx.quantization import Quantization
+
+# safetensors' dtype names that a checkpoint may hold -> MLX's, and NumPy's of the same size.
+DTYPES: Mapping[str, tuple[mx.Dtype, str]] = {
+    "BF16": (mx.bfloat16, "<u2"),
+    "F16": (mx.float16, "<f2"),
+    "F32": (mx.float32, "<f4"),
+    "U32": (mx.uint32, "<u4"),
+    "U8": (mx.uint8, "u1"),
+}
+
+
+class Tensor(Protocol):
+    """A tensor that has not been read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it will be read."""
+        ...
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """As it will be read."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in its file."""
+        ...
+
+    def rows(self, start: int, stop: int) -> mx.array:
+        """Rows `start` to `stop` of the first axis, evaluated. Raises CheckpointError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    format: str
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """MLX's name for how it is stored."""
+        return DTYPES[self.format][0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return prod(self.shape) * self.dtype.size
+
+    def rows(self, start: int, stop: int) -> mx.array:
+        """Rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
+        dtype, stored = DTYPES[self.format]
+        width = prod(self.shape[1:])
+        count = (stop - start) * width
+        try:
+            data = np.fromfile(
+                self.file, stored, count, offset=self.offset + start * width * np.dtype(stored).itemsize
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: cannot be read ({error.strerror})") from None
+        if data.size != count:
+            raise CheckpointError(f"{self.file}: cut short, fetch it again")
+        array = mx.array(data.reshape(stop - start, *self.shape[1:]))
+        array = array.view(dtype) if array.dtype != dtype else array
+        mx.eval(array)
+        return array
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """What a quantized tensor stands for, in float32: `parts` are its codes, scales and, if its mode has
+    any, biases.
+    """
+
+    parts: tuple[Tensor, ...]
+    how: Quantization
+    dtype: mx.Dtype = mx.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights, not of their codes."""
+        rows, words = self.parts[0].shape
+        return rows, words * 32 // self.how.bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def rows(self, start: int, stop: int) -> mx.array:
+        """Rows `start` to `stop`, dequantized."""
+        how = self.how
+        codes, scales, *biases = (part.rows(start, stop) for part in self.parts)
+        if how.mode == "affine":  # in the scales' own precision the products would be rounded
+            scales, biases = scales.astype(mx.float32), [b.astype(mx.float32) for b in biases]
+        array = mx.dequantize(
+            codes,
+            scales,
+            biases[0] if biases else None,
+            group_size=how.group_size,
+            bits=how.bits,
+            mode=how.mode,
+            dtype=mx.float32,
+        )
+        mx.eval(array)
+        return array
+
+
+def read(tensor: Tensor) -> mx.array:
+    """All of it."""
+    return tensor.rows(0, tensor.shape[0])
+
+
+def stored_tensors(file: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name; only its header is read.
+
+    Raises CheckpointError for a file that is damaged, or whose tensors are of another dtype.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError("its header is longer than it")
+            header = json.loads(stream.read(length))
+        return {
+            name: _stored(file, name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
+
+
+def _stored(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> Stored:
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(DTYPES)}: it was not written by "
+            f"MLX or for Olmo 3"
+        )
+    tensor = Stored(file, begin + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
+    stop = begin + entry["data_offsets"][1]
+    if stop > size or stop - tensor.offset != tensor.nbytes:
+        raise ValueError(f"{name} does not lie where the header says")
+    return tensor
