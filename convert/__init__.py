@@ -4,6 +4,7 @@ from convert import convert
 print(convert("allenai/Olmo-3-7B-Instruct", "olmo3-7b-4bit", bits=4).bits_per_weight)
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.model import Olmo3
 
 __all__ = ["Report", "convert"]
+
+_SHARDS = "shards"  # of a model on the hub, until they are converted
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -61,6 +64,7 @@ def convert(
     dtype: str | None = None,
     revision: str | None = None,
     resume: bool = False,
+    keep: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
@@ -72,7 +76,8 @@ def convert(
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
     beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes.
-    Memory stays at some rows of the largest tensor.
+    Memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched when it is
+    needed; with `keep` False it goes when it was converted, so that the disk holds one of them at most.
 
     Raises OptionError for options that do not exist or go together; ConfigError, CheckpointError or
     HubError for a source that cannot be read or holds NaN; ConvertError for one that is quantized
@@ -82,8 +87,10 @@ def convert(
     how = _recipe(bits, group_size, mode, recipe)
     cast = None if dtype is None else dtype_named(dtype)
     with new_folder(Path(dest), resume=resume) as folder:
-        work = _Work(Source.open(source, revision), how, cast)
+        shards = None if keep else folder / _SHARDS
+        work = _Work(Source.open(source, revision, shards), how, cast)
         work.write(folder, progress)
+        shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     return Report(
         parameters=work.parameters,
         source_bytes=sum(tensor.nbytes for tensor in work.source.tensors.values()),
@@ -117,7 +124,7 @@ class _Work:
     def write(self, folder: Path, progress: Progress | None) -> None:
         """Fill the folder."""
         journal = Journal(folder, self._identity())
-        check_room(folder, self.layout)
+        check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
         todo = [name for name in self.names if name not in journal.done]
@@ -134,11 +141,12 @@ class _Work:
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
         """Tensors by name, some rows at a time, in the dtype they will have."""
-        for name in names:
+        for place, name in enumerate(names, start=1):
             for rows in pieces(self.source.tensors[name]):
                 weight = rows.astype(self._dtype(name))
                 check_finite({name: weight}, self.source.folder)
                 yield name, weight
+            self.source.release(name, names[place:])
             self.source.check_unchanged()
 
     def _converted(

@@ -11,7 +11,7 @@ from pathlib import Path
 from convert.journal import NAME as JOURNAL
 from convert.layout import Layout
 from olmo3_mlx.durable import flush
-from olmo3_mlx.errors import ConvertError, Olmo3Error
+from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
 
 _LOCK = "lock"
 
@@ -48,7 +48,9 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
             yield folder
             _complete(folder, dest)
         except BaseException as error:
-            stays = (folder / JOURNAL).exists() and not isinstance(error, Olmo3Error)
+            stays = (folder / JOURNAL).exists() and (
+                isinstance(error, HubError) or not isinstance(error, Olmo3Error)
+            )
             if new and not stays:
                 _remove(folder, made)
             if isinstance(error, OSError):
@@ -58,10 +60,10 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
         flush(dest.parent)
 
 
-def check_room(folder: Path, layout: Layout) -> None:
-    """Raise ConvertError if the disk has no place for what is still to be written."""
+def check_room(folder: Path, layout: Layout, extra: int = 0) -> None:
+    """Raise ConvertError if the disk has no place for what is still to be written, and `extra` bytes."""
     there = sum(_allocated(folder / file) for file in layout.headers)
-    needed, free = layout.nbytes - there, shutil.disk_usage(folder).free
+    needed, free = layout.nbytes - there + extra, shutil.disk_usage(folder).free
     if needed > free:
         raise ConvertError(
             f"the result needs {needed / 1e9:.3f} GB, the disk of {folder.parent} has {free / 1e9:.3f} "

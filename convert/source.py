@@ -1,18 +1,19 @@
 """What is converted: a checkpoint's config and its tensors, unquantized whatever their stored form."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from convert.remote import Remote, Shard, remote_tensors
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
 from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import CheckpointError, ConvertError
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.hub import TEXT_FILES, resolve, weight_files
+from olmo3_mlx.hub import TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
 from olmo3_mlx.model import Olmo3
 
 
@@ -34,17 +35,24 @@ class Source:
         return self.tensors["model.norm.weight"].dtype
 
     @classmethod
-    def open(cls, name: str | Path, revision: str | None = None) -> "Source":
-        """Find (download) and check it. Raises CheckpointError for tensors that are missing, extra or
-        misshapen.
+    def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":
+        """Find and check it. Of a model on the hub the small files are fetched now, a shard when it is
+        needed: to huggingface_hub's cache, or to the folder `shards` and then only until `release`.
+
+        Raises CheckpointError for tensors that are missing, extra or misshapen, HubError.
         """
-        folder = resolve(name, revision)
+        folder = resolve(name, revision, weights=not is_hub_id(name))
         config, _ = load_config(folder)
-        stored = _all_stored(folder)
+        stored: Mapping[str, Stored | Remote] = (
+            _all_stored(folder)
+            if not is_hub_id(name) or has_weights(folder)
+            else remote_tensors(str(name), folder.name, shards)
+        )
         model = Olmo3(config)
         quantize(model, stored, folder)
         check_names_and_shapes(model, stored, folder)
-        files = {folder / name for name in TEXT_FILES} | {tensor.file for tensor in stored.values()}
+        files = {folder / name for name in TEXT_FILES}
+        files |= {tensor.file for tensor in stored.values() if isinstance(tensor, Stored)}
         return cls(
             folder=folder,
             data=read_json(folder / "config.json"),
@@ -56,6 +64,22 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """What tells it from another checkpoint, and from itself after a change, in JSON's types."""
         return {"folder": str(self.folder.resolve()), "files": [[f.name, *s] for f, s in self.stamps.items()]}
+
+    def largest_shard(self) -> int:
+        """Bytes of the largest file that is on this disk only until `release`."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            for shard, size in _remote_bytes(tensor):
+                if shard.folder is not None:
+                    sizes[shard.file] = sizes.get(shard.file, 0) + size
+        return max(sizes.values(), default=0)
+
+    def release(self, name: str, waiting: Iterable[str]) -> None:
+        """Let go of the shards of tensor `name` that none of those `waiting` needs."""
+        needed = {shard.file for other in waiting for shard, _ in _remote_bytes(self.tensors[other])}
+        for shard, _ in _remote_bytes(self.tensors[name]):
+            if shard.file not in needed:
+                shard.release()
 
     def check_unchanged(self) -> None:
         """Raise ConvertError if a file is another than it was when the source was opened."""
@@ -72,6 +96,12 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def _remote_bytes(tensor: Tensor) -> list[tuple[Shard, int]]:
+    """The shards on the hub that a tensor lies in, and its bytes there."""
+    parts = tensor.parts if isinstance(tensor, Dequantized) else (tensor,)
+    return [(part.shard, part.nbytes) for part in parts if isinstance(part, Remote)]
+
+
 def _all_stored(folder: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
@@ -83,7 +113,7 @@ def _all_stored(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored | Remote]) -> dict[str, Tensor]:
     """Codes, scales and biases of one layer under the name of the weight that they stand for."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():

@@ -5,10 +5,11 @@ standard error, and only the files that are needed. Once complete, they need no 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from olmo3_mlx.errors import CheckpointError, HubError
+from olmo3_mlx.errors import CheckpointError, HubError, Olmo3Error
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.published import SIZES
 
@@ -48,6 +49,19 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
             f"allenai/Olmo-3-7B-Instruct){hint}"
         )
     return _download(str(name), revision, weights)
+
+
+def has_weights(folder: Path) -> bool:
+    """True if a checkpoint's weights are all there."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """True if a name means a model on the hub: it is no folder here, and looks like one there."""
+    return name != "demo" and _local(name) is None and bool(_HUB_ID.fullmatch(str(name)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -105,17 +119,28 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
 
 
 def _fetch(hub_id: str, revision: str | None, files: Iterable[str]) -> Path:
-    # Here, as a folder's checkpoint needs none of it.
-    from huggingface_hub import errors as hub  # noqa: PLC0415
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (a folder's checkpoint needs none of it)
+
+    with hub_errors(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
+
+
+@contextmanager
+def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
+    """What huggingface_hub raises in the block as a HubError of one line."""
+    from huggingface_hub import errors as hub  # noqa: PLC0415  (slow to import)
 
     at = f"{hub_id} at revision {revision}" if revision else hub_id
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
+        yield
+    except Olmo3Error:
+        raise
     except hub.GatedRepoError:
         raise HubError(f"{at}: access is gated: accept its terms on the hub, then `hf auth login`") from None
     except hub.RevisionNotFoundError:
-        raise HubError(f"{hub_id} has no revision {revision!r}: its branches are listed on the hub") from None
+        raise HubError(
+            f"{hub_id} has no revision {revision!r}: `olmo3 revisions {hub_id}` lists them"
+        ) from None
     except hub.RepositoryNotFoundError:
         raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
     except hub.LocalEntryNotFoundError:

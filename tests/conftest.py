@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from fake_hub import hub, model_files, stop_hub  # noqa: F401  (fixtures)
 
 from olmo3_mlx import Olmo3, Olmo3Config, Tokenizer, load
 from olmo3_mlx.hub import DEMO

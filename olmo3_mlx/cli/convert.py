@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's folder, or a hub id")
     parser.add_argument("dest", metavar="DEST", help="the folder to write, which must not exist yet")
     parser.add_argument("--revision", metavar="R", help="a hub id's branch, tag or commit")
+    parser.add_argument(
+        "--no-keep",
+        action="store_true",
+        help="remove each file of a hub id when it was converted, instead of keeping it in the cache",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was stopped")
     how = parser.add_argument_group("how to quantize")
     how.add_argument(
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             revision=args.revision,
             resume=args.resume,
+            keep=not args.no_keep,
             progress=lambda done, total: _show(bar, done, total),
         )
     if report.left_out:
