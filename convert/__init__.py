@@ -19,12 +19,14 @@ from convert.files import copy_files, write_config, write_index
 from convert.folder import check_room, new_folder
 from convert.journal import Journal
 from convert.layout import Layout, Spec, lay_out, parts
+from convert.model_card import Made, origin, write_model_card
 from convert.output import Output
 from convert.pipeline import ahead
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan, Recipe, uniform
 from convert.recipe import named as recipe_named
 from convert.source import Source
+from convert.upload import check_upload, upload
 from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite, dtype_named
 from olmo3_mlx.errors import ConvertError
@@ -32,6 +34,7 @@ from olmo3_mlx.model import Olmo3
 
 __all__ = ["Report", "convert"]
 
+_PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 _SHARDS = "shards"  # of a model on the hub, until they are converted
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -65,6 +68,7 @@ def convert(
     revision: str | None = None,
     resume: bool = False,
     keep: bool = True,
+    upload_to: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
@@ -78,6 +82,7 @@ def convert(
     beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes.
     Memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched when it is
     needed; with `keep` False it goes when it was converted, so that the disk holds one of them at most.
+    `upload_to` names a repository on the hub that gets the result.
 
     Raises OptionError for options that do not exist or go together; ConfigError, CheckpointError or
     HubError for a source that cannot be read or holds NaN; ConvertError for one that is quantized
@@ -86,11 +91,16 @@ def convert(
     begin = time.perf_counter()
     how = _recipe(bits, group_size, mode, recipe)
     cast = None if dtype is None else dtype_named(dtype)
+    if upload_to is not None:
+        check_upload(upload_to)
     with new_folder(Path(dest), resume=resume) as folder:
         shards = None if keep else folder / _SHARDS
         work = _Work(Source.open(source, revision, shards), how, cast)
         work.write(folder, progress)
+        work.describe(folder, upload_to or Path(dest).name)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
+    if upload_to is not None:
+        upload(Path(dest), upload_to)
     return Report(
         parameters=work.parameters,
         source_bytes=sum(tensor.nbytes for tensor in work.source.tensors.values()),
@@ -139,6 +149,22 @@ class _Work:
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
         copy_files(self.source.folder, folder)
 
+    def describe(self, folder: Path, name: str) -> None:
+        """Write the model card; the model is called `name`."""
+        base, license = origin(self.source.folder)
+        made = Made(
+            name=name,
+            base=base,
+            license=license,
+            plan=self.plan,
+            dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
+            bits_per_weight=self.layout.nbytes * 8 / self.parameters,
+            nbytes=self.layout.nbytes,
+            program=_PROGRAM,
+            chats=(folder / "chat_template.jinja").exists(),
+        )
+        write_model_card(folder, made)
+
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
         """Tensors by name, some rows at a time, in the dtype they will have."""
         for place, name in enumerate(names, start=1):
@@ -166,7 +192,7 @@ class _Work:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "program": f"olmo3-mlx {__version__}, mlx {version('mlx')}",
+            "program": _PROGRAM,
             "source": self.source.identity(),
             "dtype": str(self.dtype),
             "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},

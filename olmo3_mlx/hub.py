@@ -126,7 +126,12 @@ def _fetch(hub_id: str, revision: str | None, files: Iterable[str]) -> Path:
 
 
 @contextmanager
-def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(
+    hub_id: str,
+    revision: str | None = None,
+    doing: str = "the download",
+    advice: str = "try again, complete files are kept",
+) -> Iterator[None]:
     """What huggingface_hub raises in the block as a HubError of one line."""
     from huggingface_hub import errors as hub  # noqa: PLC0415  (slow to import)
 
@@ -149,4 +154,4 @@ def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
         ) from None
     except Exception as error:  # the HTTP client's own errors, which differ between its versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HubError(f"{at}: the download failed ({reason}): try again, complete files are kept") from None
+        raise HubError(f"{at}: {doing} failed ({reason}): {advice}") from None

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove each file of a hub id when it was converted, instead of keeping it in the cache",
     )
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was stopped")
+    parser.add_argument("--upload", metavar="REPO", help="put the result on the hub, as you/olmo3-7b-4bit")
     how = parser.add_argument_group("how to quantize")
     how.add_argument(
         "--bits",
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             resume=args.resume,
             keep=not args.no_keep,
+            upload_to=args.upload,
             progress=lambda done, total: _show(bar, done, total),
         )
     if report.left_out:

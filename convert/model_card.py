@@ -1,0 +1,125 @@
+"""README.md of a result, as the hub shows it: where it comes from, what was done, how to run it."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.recipe import Plan
+from olmo3_mlx.quantization import Quantization
+
+_PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:
+_LICENSE = "apache-2.0"
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a conversion made: `name` is what one calls it by, a folder or a repository."""
+
+    name: str
+    base: str | None
+    license: str | None
+    plan: Plan
+    dtype: str
+    bits_per_weight: float
+    nbytes: int
+    program: str
+    chats: bool
+
+
+def origin(folder: Path) -> tuple[str | None, str | None]:
+    """The hub id of the checkpoint in a folder and its licence, as far as can be told."""
+    front = _front_matter(folder / "README.md")
+    cached = next((m for part in folder.parts if (m := _CACHED.fullmatch(part))), None)
+    base = f"{cached[1]}/{cached[2]}" if cached else front.get("base_model")
+    base = base if isinstance(base, str) else None
+    known = front.get("license")
+    if not isinstance(known, str):
+        known = _LICENSE if base is not None and base.startswith(_PUBLISHER) else None
+    return base, known
+
+
+def write_model_card(folder: Path, made: Made, quality: str = "") -> None:
+    """Write README.md; `quality` is a paragraph on what was measured, in Markdown."""
+    from huggingface_hub import ModelCardData  # noqa: PLC0415  (slow to import)
+
+    bits = sorted({how.bits for how in made.plan.layers.values()})
+    data = ModelCardData(
+        base_model=made.base,
+        license=made.license,
+        library_name="mlx",
+        pipeline_tag="text-generation",
+        tags=["mlx", "olmo3", *(f"{count}-bit" for count in bits)],
+    )
+    if made.base and bits:
+        data.base_model_relation = "quantized"  # type: ignore[attr-defined]  # the hub knows it
+    verb = "chat" if made.chats else "generate"
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {Path(made.name).name}
+
+{_what(made)}
+
+{_how(made)}
+{quality}
+## Run it
+
+With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
+
+```
+olmo3 {verb} {"" if made.chats else '"Once upon a time" '}--model {made.name}
+```
+
+With [mlx-lm](https://pypi.org/project/mlx-lm/):
+
+```
+mlx_lm.{verb} --model {made.name}{"" if made.chats else ' --prompt "Once upon a time"'}
+```
+
+Made by {made.program}.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _what(made: Made) -> str:
+    base = f"[{made.base}](https://huggingface.co/{made.base})" if made.base else "An Olmo 3 model"
+    size = f"{made.nbytes / 1e9:.2f} GB, {made.bits_per_weight:.3f} bits per weight"
+    how = "quantized for MLX" if made.plan.layers else f"in {made.dtype} for MLX"
+    return f"{base} {how}: {size}."
+
+
+def _how(made: Made) -> str:
+    if not made.plan.layers:
+        return ""
+    counts = Counter(made.plan.layers.values())
+    lines = ["| layers | bits | group size | mode |", "|---|---|---|---|"]
+    for how, _ in counts.most_common():
+        lines.append(f"| {_layers(made.plan, how)} | {how.bits} | {how.group_size} | {how.mode} |")
+    return "\n".join([*lines, "", f"Norms{_unquantized(made.plan)} are {made.dtype}.", ""])
+
+
+def _layers(plan: Plan, how: Quantization) -> str:
+    """The layers quantized so, grouped by their kind: `mlp.down_proj` (32), ..."""
+    paths = [path for path, found in plan.layers.items() if found == how]
+    kinds = Counter(re.sub(r"^model\.(layers\.\d+\.)?", "", path) for path in paths)
+    return ", ".join(f"`{kind}`" + (f" ({count})" if count > 1 else "") for kind, count in kinds.items())
+
+
+def _unquantized(plan: Plan) -> str:
+    return f" and {len(plan.left_out)} layers that the group size does not divide" if plan.left_out else ""
+
+
+def _front_matter(path: Path) -> Mapping[str, Any]:
+    """What a card's first lines say, nothing if there is no card or it cannot be read."""
+    from huggingface_hub import metadata_load  # noqa: PLC0415  (slow to import)
+
+    try:
+        found = metadata_load(path)
+    except Exception:  # whatever somebody wrote there
+        return {}
+    return found if isinstance(found, dict) else {}

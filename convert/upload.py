@@ -1,0 +1,42 @@
+"""Putting a result on the hub, through huggingface_hub."""
+
+from pathlib import Path
+
+from olmo3_mlx.errors import HubError
+from olmo3_mlx.hub import hub_errors
+
+
+def check_upload(repo: str) -> None:
+    """Raise HubError, before the long work, for what is no repository's name, or without a login."""
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError  # noqa: PLC0415
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise HubError(f"{repo!r} is no repository's name: expected one like you/olmo3-7b-4bit") from None
+    if repo.count("/") != 1:
+        raise HubError(f"{repo!r} names no owner: expected a name like you/olmo3-7b-4bit")
+    with hub_errors(repo, doing="asking who is logged in", advice="check the network and `hf auth login`"):
+        try:
+            HfApi().whoami()
+        except LocalTokenNotFoundError:
+            raise HubError(f"to upload to {repo}, log in first: `hf auth login`") from None
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Make the repository if it is new, put all files of `folder` into it, and return its address.
+
+    Raises HubError; the folder is as it was.
+    """
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
+
+    advice = f"{folder} is complete, `hf upload {repo} {folder} .` tries again"
+    with hub_errors(repo, doing="the upload", advice=advice):
+        api = HfApi()
+        url = api.create_repo(repo, repo_type="model", exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, repo_type="model", commit_message="Upload by olmo3-mlx"
+        )
+    return str(url)

@@ -1,0 +1,159 @@
+"""The card that a result gets for the hub, and putting it there, at the border of the hub's client."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from convert import convert as to_mlx
+from convert.upload import check_upload
+from olmo3_mlx import HubError
+
+CHAT = "{{ messages[0].content }}"
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {**TINY, "intermediate_size": 128, "vocab_size": 8192}
+    return save_checkpoint(tmp_path_factory.mktemp("even") / "source", config, random_model(config).tensors())
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+
+
+def test_the_front_matter_says_what_the_hub_asks_for(even: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "models--allenai--Olmo-3-7B-Instruct" / "snapshots" / ("a" * 40)
+    shutil.copytree(even, cached)
+    to_mlx(cached, tmp_path / "dest", bits=4)
+    data = card_of(tmp_path / "dest").data.to_dict()
+    assert data["base_model"] == "allenai/Olmo-3-7B-Instruct"
+    assert data["base_model_relation"] == "quantized"
+    assert data["license"] == "apache-2.0"
+    assert data["library_name"] == "mlx"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["tags"] == ["mlx", "olmo3", "4-bit"]
+
+
+def test_base_and_licence_come_from_the_originals_card(even: Path, tmp_path: Path) -> None:
+    shutil.copytree(even, tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\nbase_model: me/mine\n---\n# Mine\n")
+    to_mlx(tmp_path / "source", tmp_path / "dest", bits=None, dtype="float16")
+    data = card_of(tmp_path / "dest").data.to_dict()
+    assert (data["license"], data["base_model"]) == ("mit", "me/mine")
+    assert "base_model_relation" not in data  # only cast
+
+
+@pytest.mark.parametrize("text", ["", "no front matter", "---\n: : :\n---\n", "---\n- a\n---\n"])
+def test_what_cannot_be_told_is_not_claimed(even: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(even, tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text(text)
+    to_mlx(tmp_path / "source", tmp_path / "dest")
+    data = card_of(tmp_path / "dest").data.to_dict()
+    assert "license" not in data
+    assert "base_model" not in data
+
+
+def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
+    even: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('bits = 4\n[layers]\n"*.down_proj" = 6\nlm_head = { bits = 8, group_size = 32 }\n')
+    (even / "chat_template.jinja").write_text(CHAT)
+    report = to_mlx(even, tmp_path / "mixed", recipe=recipe)
+    text = (tmp_path / "mixed" / "README.md").read_text()
+    assert "| `mlp.down_proj` (4) | 6 | 64 | affine |" in text
+    assert "| `lm_head` | 8 | 32 | affine |" in text
+    assert "`self_attn.q_proj` (4)" in text
+    assert f"{report.bits_per_weight:.3f} bits per weight" in text
+    assert "olmo3 chat --model mixed\n" in text
+    assert "mlx_lm.chat --model mixed\n" in text
+
+
+class FakeApi:
+    """Records what would reach the hub."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.error: dict[str, Exception] = {}
+
+    def __call__(self) -> "FakeApi":
+        return self
+
+    def _record(self, name: str, **options: Any) -> str:
+        self.calls.append((name, options))
+        if name in self.error:
+            raise self.error[name]
+        return "https://hub/you/olmo3-4bit"
+
+    def whoami(self) -> Any:
+        return self._record("whoami")
+
+    def create_repo(self, repo: str, **options: Any) -> str:
+        return self._record("create_repo", repo=repo, **options)
+
+    def upload_folder(self, **options: Any) -> str:
+        options["files"] = sorted(p.name for p in Path(options["folder_path"]).iterdir())
+        return self._record("upload_folder", **options)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    fake = FakeApi()
+    monkeypatch.setattr("huggingface_hub.HfApi", fake)
+    return fake
+
+
+def test_the_result_goes_to_the_repository_when_it_is_complete(
+    api: FakeApi, even: Path, tmp_path: Path
+) -> None:
+    to_mlx(even, tmp_path / "dest", upload_to="you/olmo3-4bit")
+    assert [name for name, _ in api.calls] == ["whoami", "create_repo", "upload_folder"]
+    assert api.calls[1][1] == {"repo": "you/olmo3-4bit", "repo_type": "model", "exist_ok": True}
+    options = api.calls[2][1]
+    assert (options["repo_id"], options["folder_path"]) == ("you/olmo3-4bit", tmp_path / "dest")
+    assert {"README.md", "config.json", "model.safetensors"} <= set(options["files"])
+    assert not [name for name in options["files"] if name.startswith((".", "journal", "lock"))]
+    assert "olmo3 chat --model you/olmo3-4bit" in (tmp_path / "dest" / "README.md").read_text()
+
+
+def test_nothing_reaches_the_hub_unless_asked(api: FakeApi, even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "dest")
+    assert api.calls == []
+
+
+@pytest.mark.parametrize("repo", ["no-owner", "a/b/c", "you/", "-/x", "you/two words", ""])
+def test_a_name_that_is_no_repositorys_is_refused_before_the_work(
+    api: FakeApi, even: Path, tmp_path: Path, repo: str
+) -> None:
+    with pytest.raises(HubError, match=r"expected (a name|one) like you/olmo3-7b-4bit"):
+        to_mlx(even, tmp_path / "dest", upload_to=repo)
+    assert api.calls == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_login_the_work_does_not_begin(api: FakeApi, even: Path, tmp_path: Path) -> None:
+    api.error["whoami"] = LocalTokenNotFoundError("no token")
+    with pytest.raises(HubError, match=r"log in first: `hf auth login`"):
+        to_mlx(even, tmp_path / "dest", upload_to="you/olmo3-4bit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_upload_that_fails_keeps_the_result_and_says_how_to_go_on(
+    api: FakeApi, even: Path, tmp_path: Path
+) -> None:
+    api.error["upload_folder"] = OSError("connection lost")
+    words = r"the upload failed \(connection lost\): .*dest is complete, `hf upload you/olmo3-4bit .*dest \.`"
+    with pytest.raises(HubError, match=words):
+        to_mlx(even, tmp_path / "dest", upload_to="you/olmo3-4bit")
+    assert (tmp_path / "dest" / "model.safetensors").is_file()
+
+
+def test_a_hub_out_of_reach_is_said_before_the_work(api: FakeApi) -> None:
+    api.error["whoami"] = OSError("no route")
+    with pytest.raises(HubError, match=r"asking who is logged in failed \(no route\): check the network"):
+        check_upload("you/olmo3-4bit")
