@@ -252,7 +252,8 @@ def _scaling(layers: list[_Layer], where: str) -> dict[str, Any] | None:
 def _context(fields: Fields, scaling: dict[str, Any] | None) -> int:
     """Tokens: what YaRN extends to, else the length of the sequences that it was trained on."""
     if scaling:
-        return round(scaling["factor"] * scaling["original_max_position_embeddings"])
+        extended: float = scaling["factor"] * scaling["original_max_position_embeddings"]
+        return round(extended)
     for part, key in (("train_module", "max_sequence_length"), ("dataset", "sequence_length")):
         if part in fields and key in fields.fields(part):
             return fields.fields(part).integer(key)

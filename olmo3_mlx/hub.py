@@ -28,7 +28,7 @@ TEXT_FILES = (
     INDEX,
 )
 _WEIGHT_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve(name: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -42,7 +42,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         if revision is not None:
             raise CheckpointError(f"{name} is a folder here: --revision {revision} is for hub ids")
         return folder
-    if not _HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         hint = "; `olmo3 inspect` alone knows it, as a size" if str(name).lower() in SIZES else ""
         raise CheckpointError(
             f"{str(name) or 'the empty name'}: no such folder, and no hub id either (one looks like "

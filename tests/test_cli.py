@@ -708,6 +708,7 @@ SAMPLING = [
         ("chat", [*SAMPLING, "/reset", "/system", "/stats", "/help", "/exit"]),
         ("convert", ["SOURCE", "DEST", "--bits", "--group-size", "--dtype", "--revision"]),
         ("inspect", ["--model", "--revision", "--json", "7b", "32b", "--context", "--kv-bits"]),
+        ("revisions", ["HUB_ID", "--json"]),
     ],
 )
 def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> None:
@@ -721,7 +722,7 @@ def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> Non
 def test_help_names_every_verb(olmo3: Run) -> None:
     done = olmo3("--help")
     assert done.code == 0
-    for verb in ("generate", "chat", "convert", "inspect"):
+    for verb in ("generate", "chat", "convert", "inspect", "revisions"):
         assert re.search(rf"^    {verb}  +\w", done.out, re.MULTILINE)
 
 

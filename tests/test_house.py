@@ -18,7 +18,7 @@ FLOORS = [
     {"quantization"},
     {"config"},
     {"attention", "buffer", "rope", "chat_template", "hub", "sampling", "stop"},
-    {"kv_quantization", "options"},
+    {"kv_quantization", "options", "revisions"},
     {"blocks", "cache"},
     {"checkpoints", "model", "tokenizer", "generation", "session_files"},
     {"checkpoint", "identity", "session"},

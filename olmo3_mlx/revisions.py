@@ -1,0 +1,94 @@
+"""What a model's branches and tags on the hub say of its training, in the order of it.
+
+Olmo's makers publish checkpoints on the way as branches named stage1-step1413814, stage2-ingredient1-step9,
+stage1-step5000-tokens21B or step_0100. What a name does not tell stays None.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from olmo3_mlx.errors import CheckpointError, HubError
+from olmo3_mlx.hub import HUB_ID
+
+_NAME = re.compile(
+    r"(?:stage(?P<stage>\d+))?"
+    r"(?:(?:^|-)ingredient(?P<ingredient>\d+))?"
+    r"(?:(?:^|-)step_?(?P<step>\d+))?"
+    r"(?:-tokens(?P<tokens>\d+(?:\.\d+)?)(?P<unit>[KMBT]))?"
+    r"(?:-.*)?"
+)
+_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A branch or tag, its commit, and what its name tells: `step` of its stage, `tokens` seen by then."""
+
+    name: str
+    kind: str
+    commit: str
+    stage: int | None = None
+    ingredient: int | None = None
+    step: int | None = None
+    tokens: int | None = None
+
+    @classmethod
+    def named(cls, name: str, kind: str, commit: str) -> "Revision":
+        """Read the name."""
+        found = _NAME.fullmatch(name)
+        if found is None or not any(found.groups()):
+            return cls(name, kind, commit)
+        tokens = round(float(found["tokens"]) * _UNITS[found["unit"]]) if found["tokens"] else None
+        stage, ingredient, step = (
+            None if found[part] is None else int(found[part]) for part in ("stage", "ingredient", "step")
+        )
+        return cls(name, kind, commit, stage, ingredient, step, tokens)
+
+    @property
+    def _place(self) -> tuple[float, ...]:
+        """Where it stands in training: other names come after it, main at the end."""
+        if self.stage is None and self.step is None:
+            return 2 if self.name == "main" else 1, 0, 0, 0
+        return 0, self.stage or 0, self.ingredient or 0, math.inf if self.step is None else self.step
+
+
+def in_training_order(revisions: Iterable[Revision]) -> list[Revision]:
+    """By stage, ingredient and step, then by name."""
+    return sorted(revisions, key=lambda revision: (revision._place, revision.name, revision.kind))
+
+
+def list_revisions(hub_id: str) -> list[Revision]:
+    """The branches and tags of a model on the hub, in training order; nothing is downloaded.
+
+    Raises CheckpointError for what is no hub id, HubError for what the hub does not give.
+    """
+    if not HUB_ID.fullmatch(hub_id):
+        raise CheckpointError(
+            f"{hub_id or 'the empty name'}: no hub id (one looks like allenai/Olmo-3-1025-7B)"
+        )
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import, as in hub.py)
+    from huggingface_hub import errors as hub  # noqa: PLC0415
+
+    try:
+        refs = HfApi().list_repo_refs(hub_id)
+    except hub.GatedRepoError:
+        raise HubError(
+            f"{hub_id}: access is gated: accept its terms on the hub, then `hf auth login`"
+        ) from None
+    except hub.RepositoryNotFoundError:
+        raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
+    except hub.OfflineModeIsEnabled:
+        raise HubError(
+            f"{hub_id}: only the hub knows its revisions, and HF_HUB_OFFLINE forbids to ask it: unset it"
+        ) from None
+    except Exception as error:  # the HTTP client's own errors, which differ between its versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HubError(
+            f"{hub_id}: the hub did not list its revisions ({reason}): check the network, try again"
+        ) from None
+    kinds = (("branch", refs.branches), ("tag", refs.tags))
+    return in_training_order(
+        Revision.named(ref.name, kind, ref.target_commit) for kind, found in kinds for ref in found
+    )
