@@ -38,7 +38,7 @@ class Revision:
     def named(cls, name: str, kind: str, commit: str) -> "Revision":
         """Read the name."""
         found = _NAME.fullmatch(name)
-        if found is None or not any(found.groups()):
+        if found is None or not (found["stage"] or found["ingredient"] or found["step"]):
             return cls(name, kind, commit)
         tokens = round(float(found["tokens"]) * _UNITS[found["unit"]]) if found["tokens"] else None
         stage, ingredient, step = (

@@ -69,13 +69,16 @@ class Outside:
 
 @dataclass
 class Writer:
-    """A pickler of protocol 4 that takes the classes above for what they stand for."""
+    """A pickler that takes the classes above for what they stand for: protocol 4 as in .metadata, or 2
+    as in data.pkl.
+    """
 
+    protocol: int = 4
     out: bytearray = field(default_factory=bytearray)
     memo: dict[str, int] = field(default_factory=dict)
 
     def dump(self, value: Any) -> bytes:
-        self.out += b"\x80\x04\x95" + struct.pack("<Q", 0)
+        self.out += bytes([0x80, self.protocol])
         self.save(value)
         return bytes(self.out + b".")
 
@@ -92,9 +95,7 @@ class Writer:
         elif isinstance(value, tuple | list | dict):
             self.container(value)
         elif isinstance(value, Name):
-            for part in value.name.rpartition(".")[::2]:
-                self.text(part)
-            self.out += b"\x93"
+            self.name(*value.name.rpartition(".")[::2])
         elif isinstance(value, Outside):
             self.save(value.id)
             self.out += b"Q"
@@ -120,8 +121,17 @@ class Writer:
             self.out += b"j" + struct.pack("<I", self.memo[value])
             return
         data = value.encode()
-        self.out += b"X" + struct.pack("<I", len(data)) + data + b"\x94"
+        remember = b"\x94" if self.protocol == 4 else b"r" + struct.pack("<I", len(self.memo))
+        self.out += b"X" + struct.pack("<I", len(data)) + data + remember
         self.memo[value] = len(self.memo)
+
+    def name(self, module: str, name: str) -> None:
+        if self.protocol == 4:
+            self.text(module)
+            self.text(name)
+            self.out += b"\x93"
+        else:
+            self.out += f"c{module}\n{name}\n".encode()
 
     def container(self, value: Any) -> None:
         opening, closing = {tuple: (b"(", b"t"), list: (b"](", b"e"), dict: (b"}(", b"u")}[type(value)]
@@ -161,7 +171,7 @@ def archive(
     raw = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as z:
-        z.writestr("archive/data.pkl", Writer().dump(described or describe(array)))
+        z.writestr("archive/data.pkl", Writer(protocol=2).dump(described or describe(array)))
         z.writestr("archive/byteorder", order)
         z.writestr("archive/data/0", np.array(raw).tobytes())
         z.writestr("archive/version", "3\n")

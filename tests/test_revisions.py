@@ -140,7 +140,7 @@ def test_branches_and_tags_are_listed_with_their_commits(hub: FakeHub) -> None:
         ("v1.0", "tag", 0),
         ("main", "branch", 0),
     ]
-    assert hub.asked == ["/api/models/olmo/tiny/refs"]
+    assert hub.asked[-1] == "/api/models/olmo/tiny/refs"
 
 
 def test_the_verb_prints_what_the_names_tell(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,22 +181,22 @@ def test_what_is_no_hub_id_is_refused_without_asking(hub: FakeHub, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "body", "said"),
+    ("answer", "said"),
     [
-        (401, "RepoNotFound", None, "no such model"),
-        (404, "RepoNotFound", None, "no such model"),
-        (403, "GatedRepo", None, "gated"),
-        (500, "", None, "try again"),
-        (429, "", None, "try again"),
-        (200, "", "<html>", "try again"),
-        (200, "", "{}", "try again"),
-        (200, "", '{"branches": 7}', "try again"),
+        ((401, "RepoNotFound", None), "no such model"),
+        ((404, "RepoNotFound", None), "no such model"),
+        ((403, "GatedRepo", None), "gated"),
+        ((500, "", None), "try again"),
+        ((429, "", None), "try again"),
+        ((200, "", "<html>"), "try again"),
+        ((200, "", "{}"), "try again"),
+        ((200, "", '{"branches": 7}'), "try again"),
     ],
 )
 def test_a_hub_that_does_not_list_them_is_a_hub_error_of_one_line(
-    hub: FakeHub, status: int, code: str, body: str | None, said: str, capsys: pytest.CaptureFixture[str]
+    hub: FakeHub, answer: tuple[int, str, str | None], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.status, hub.code, hub.body = status, code, body
+    hub.status, hub.code, hub.body = answer
     with pytest.raises(HubError, match=said) as caught:
         list_revisions("olmo/tiny")
     assert "olmo/tiny" in str(caught.value)

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`olmo3 VERB --help` explains a verb. The model is the embedded demo unless --model or "
         "the variable OLMO3_MODEL names another.",
     )
-    parser.add_argument("--version", action="version", version=f"olmo3 {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"olmo3 {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in _VERBS:
         verb.add_parser(verbs)
