@@ -18,6 +18,7 @@ from native_writer import (
     STORAGE_INFO,
     Name,
     Object,
+    Outside,
     Split,
     Writer,
     archive,
@@ -32,6 +33,7 @@ from native_writer import (
     write_native,
 )
 
+from convert.distcp import Chunked, chunked_tensors
 from convert.native import is_native, open_native
 from convert.stored import read
 from olmo3_mlx import CheckpointError, ConfigError, Olmo3, Olmo3Config
@@ -225,6 +227,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a larger tokenizer": ("dataset/tokenizer/vocab_size", PADDED + 1, "vocab_size"),
     "no end token": ("dataset/tokenizer/eos_token_id", None, "eos_token_id"),
     "no model": ("model", None, "model"),
+    "scaling of some full layers": (
+        "model/block/sequence_mixer/sliding_window/pattern", [8, -1, 8, -1], "same on all",
+    ),
+    "names of blocks": ("model/block", {"a": {}}, "name"),
 }  # fmt: skip
 
 
@@ -259,6 +265,9 @@ def test_the_name_that_attention_had_when_olmo_3_was_trained_is_read(linked: Pat
     run = run_config(SMALL, PADDED)
     for block in (run["model"]["block"], run["model"]["block_overrides"]["3"]):
         block["attention"] = block.pop("sequence_mixer")
+    assert opened(linked, run) == open_native(kept)[0]
+    scaling = run["model"]["block_overrides"]["3"]["attention"]["rope"]["scaling"]
+    scaling["attention_rescale_factor"] = 1.0  # written, and ignored, by OLMo-core 2.3
     assert opened(linked, run) == open_native(kept)[0]
     run["model"]["block"]["sequence_mixer"] = run["model"]["block"]["attention"]
     with pytest.raises(ConfigError, match="attention"):
@@ -374,13 +383,25 @@ def test_a_missing_tensor_and_one_too_many_are_named(tmp_path: Path) -> None:
         open_native(write_native(tmp_path / "d", run, tensors))
 
 
+@pytest.mark.parametrize("part", ["attention.w_q.bias", "attention.w_qkv.weight", "pre_norm.weight"])
+def test_tensors_that_no_olmo_3_has_are_named(tmp_path: Path, part: str) -> None:
+    folder = stand_in(write(tmp_path / "x"), ARRAY)
+    file = folder / "model_and_optim" / ".metadata"
+    name = f"model.blocks.0.{part}"
+    file.write_bytes(
+        Writer().dump(metadata_of({name: table(((0, 0), (12, 16)))}, places_of((0, 0), name=name)))
+    )
+    with pytest.raises(CheckpointError, match=rf"no Olmo 3 has: blocks\.0\.{part}"):
+        open_native(folder)
+
+
 ARRAY = mx.arange(192, dtype=mx.float32).reshape(12, 16)
 KEY = f"model.{native_name(GATE)}"
 
 
-def places_of(*offsets: tuple[int, ...] | None) -> dict[Any, Any]:
+def places_of(*offsets: tuple[int, ...] | None, name: str = KEY) -> dict[Any, Any]:
     place = {"relative_path": "__9_0.distcp", "offset": 6, "length": len(archive(ARRAY))}
-    return {index_of(KEY, at, i): Object(STORAGE_INFO, (), place) for i, at in enumerate(offsets)}
+    return {index_of(name, at, i): Object(STORAGE_INFO, (), place) for i, at in enumerate(offsets)}
 
 
 def table(*boxes: Any, array: mx.array = ARRAY) -> Object:
@@ -404,6 +425,14 @@ TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "a file from the root": ({"place": {"relative_path": "/etc/passwd"}}, "names of .distcp"),
     "a negative offset": ({"place": {"offset": -1}}, "damaged"),
     "longer than the file": ({"place": {"length": 2**40}}, "cut short"),
+    "transformed": ({"place": {"transform_descriptors": ["zstd"]}}, "compressed"),
+    "a grid of millions of cells": (
+        {
+            "table": table(*(((i, i), (1, 1)) for i in range(2100)), array=mx.zeros((2100, 2100))),
+            "places": places_of(*((i, i) for i in range(2100))),
+        },
+        "too many chunks",
+    ),
     "integers": ({"table": Object(table().of, (), {**table().state, "properties": Object(
         "torch.distributed.checkpoint.metadata.TensorProperties", (), (Name("torch.int64"),))})}, "int64"),
 }  # fmt: skip
@@ -420,8 +449,6 @@ def test_chunks_that_do_not_make_the_tensor_are_refused(
 
 def only(folder: Path) -> mx.array:
     """GATE, out of a checkpoint of nothing else."""
-    from convert.distcp import chunked_tensors
-
     tensors = chunked_tensors(folder / "model_and_optim", "model.")
     return read(tensors[native_name(GATE)])
 
@@ -430,6 +457,8 @@ def test_the_stand_in_itself_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "x")
     assert mx.array_equal(only(stand_in(folder, ARRAY)), ARRAY)
     assert mx.array_equal(only(stand_in(folder, ARRAY, places=places_of(None))), ARRAY)
+    parameter = Object("torch._utils._rebuild_parameter", (describe(ARRAY), True, ()), new=False)
+    assert mx.array_equal(only(stand_in(folder, ARRAY, data=archive(ARRAY, parameter))), ARRAY)
     later = archive(ARRAY, describe(ARRAY[2:], skipped=32))
     assert mx.array_equal(only(stand_in(folder, ARRAY[2:], data=later)), ARRAY[2:])
 
@@ -446,6 +475,12 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "another type": (lambda: archive(ARRAY, describe(ARRAY, storage=Name("torch.HalfStorage"))), "Half"),
     "past its end": (lambda: archive(ARRAY, describe(ARRAY, skipped=1)), "cut short"),
     "before its begin": (lambda: archive(ARRAY, describe(ARRAY, skipped=-1)), "holds"),
+    "a storage of another kind": (
+        lambda: archive(ARRAY, Object("torch._utils._rebuild_tensor_v2", (Outside(("x",) * 5), 0, (), ()))),
+        "describes no tensor",
+    ),
+    "no description": (lambda: archive(ARRAY).replace(b"/data.pkl", b"/data.pkx"), "no data.pkl"),
+    "two of a name": (lambda: archive(ARRAY).replace(b"archive/byteorder", b"archive/data/0\0xx"), "twice"),
     "another key": (lambda: archive(ARRAY, describe(ARRAY, key="1")), "cut short"),
     "fewer numbers": (lambda: archive(ARRAY[1:], describe(ARRAY)), "cut short"),
     "a number": (lambda: archive(ARRAY, 7.5), "describes no tensor"),
@@ -479,6 +514,41 @@ def test_a_chunk_with_any_byte_of_its_description_changed_is_read_or_refused(tmp
                 only(stand_in(folder, ARRAY, data=broken))
             except CheckpointError as error:
                 assert "\n" not in str(error)
+
+
+def test_metadata_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    folder = stand_in(write(tmp_path / "x"), ARRAY)
+    file = folder / "model_and_optim" / ".metadata"
+    data = file.read_bytes()
+    refused = 0
+    for place in range(len(data)):
+        for change in (0x01, 0x80):
+            file.write_bytes(data[:place] + bytes([data[place] ^ change]) + data[place + 1 :])
+            try:
+                only(folder)
+            except (CheckpointError, KeyError) as error:  # KeyError: a tensor of another name
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > len(data)
+
+
+def test_files_that_go_or_shrink_between_opening_and_reading_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "x")
+    file = folder / "model_and_optim" / "__9_0.distcp"
+
+    def tensor() -> Chunked:
+        stand_in(folder, ARRAY)
+        return chunked_tensors(folder / "model_and_optim", "model.")[native_name(GATE)]
+
+    read_once, unread = tensor(), tensor()
+    assert mx.array_equal(read_once.rows(1, 2), ARRAY[1:2])
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"__9_0\.distcp: cut short"):
+        read_once.rows(0, 12)
+    file.unlink()
+    for found in (read_once, unread):
+        with pytest.raises(CheckpointError, match=r"__9_0\.distcp: cannot be read"):
+            found.rows(0, 12)
 
 
 # PyTorch itself, where it is
