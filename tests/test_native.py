@@ -586,3 +586,43 @@ def test_what_pytorch_writes_is_read_bit_for_bit(tmp_path: Path) -> None:
     for name, array in tensors.items():
         count = found[name].shape[0]
         assert mx.array_equal(read(found[name]), array[:count]), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_olmo_core_gives_the_same_logits_here(tmp_path: Path) -> None:
+    """Its own config, its own writer, its own forward pass: windows, YaRN and norms included."""
+    torch = pytest.importorskip("torch")
+    transformer = pytest.importorskip("olmo_core.nn.transformer.config")
+    from olmo_core.data.tokenizer import TokenizerConfig
+    from olmo_core.distributed.checkpoint import save_model_and_optim_state
+    from olmo_core.nn.attention import SlidingWindowAttentionConfig
+    from olmo_core.nn.rope import YaRNRoPEScalingConfig
+
+    window = SlidingWindowAttentionConfig([8, 8, 8, -1], force_full_attention_on_first_layer=False)
+    config = transformer.TransformerConfig.llama_like(
+        d_model=64, vocab_size=128, n_layers=4, n_heads=4, n_kv_heads=2, qk_norm=True, layer_norm_eps=1e-6,
+        block_name=transformer.TransformerBlockType.reordered_norm, hidden_size_multiple_of=32,
+        sliding_window=window, rope_theta=10000,
+    ).with_rope_scaling(YaRNRoPEScalingConfig(factor=8, old_context_len=32))  # fmt: skip
+    model = config.build(init_device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    run = {
+        "model": config.as_config_dict(),
+        "dataset": {
+            "tokenizer": TokenizerConfig(vocab_size=100, eos_token_id=90, pad_token_id=99).as_config_dict()
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    save_model_and_optim_state(
+        str(tmp_path / "model_and_optim"), model, torch.optim.AdamW(model.parameters())
+    )
+    found, tensors = open_native(tmp_path)
+    ours = Olmo3(Olmo3Config.from_dict(found))
+    ours.load_weights([(name, read(tensor)) for name, tensor in tensors.items()])
+    tokens = np.arange(60)[None]
+    with torch.no_grad():
+        theirs = model(input_ids=torch.from_numpy(tokens))[..., :100].numpy()
+    assert np.abs(np.array(ours(mx.array(tokens))) - theirs).max() < 1e-5 * np.abs(theirs).max()
