@@ -109,9 +109,7 @@ class _Machine:
         """The next bytes, after their count in a format of `struct`."""
         count = self.number(form)
         begin, self.at = self.at, self.at + count
-        if self.at > len(self.data):
-            raise IndexError
-        return self.data[begin : self.at]
+        return self.data[begin : self.at]  # if there are fewer, the next opcode is not there either
 
     def line(self) -> str:
         """Up to the next line feed."""
