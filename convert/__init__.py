@@ -30,6 +30,7 @@ from convert.upload import check_upload, upload
 from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite, dtype_named
 from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.hub import resolve
 from olmo3_mlx.model import Olmo3
 
 __all__ = ["Report", "convert"]
@@ -66,6 +67,7 @@ def convert(
     recipe: str | Path | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    tokenizer: str | Path | None = None,
     resume: bool = False,
     keep: bool = True,
     upload_to: str | None = None,
@@ -82,6 +84,7 @@ def convert(
     beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes.
     Memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched when it is
     needed; with `keep` False it goes when it was converted, so that the disk holds one of them at most.
+    `tokenizer` is a checkpoint to take tokenizer and chat template from: OLMo-core's own have none.
     `upload_to` names a repository on the hub that gets the result.
 
     Raises OptionError for options that do not exist or go together; ConfigError, CheckpointError or
@@ -96,7 +99,8 @@ def convert(
     with new_folder(Path(dest), resume=resume) as folder:
         shards = None if keep else folder / _SHARDS
         work = _Work(Source.open(source, revision, shards), how, cast)
-        work.write(folder, progress)
+        words = None if tokenizer is None else resolve(tokenizer, weights=False)
+        work.write(folder, words, progress)
         work.describe(folder, upload_to or Path(dest).name)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
@@ -114,16 +118,14 @@ class _Work:
     """One conversion: what of the source becomes what, and where."""
 
     def __init__(self, source: Source, recipe: Recipe, dtype: mx.Dtype | None) -> None:
-        self.source, self.dtype = source, dtype
-        if source.config.quantization is not None:
-            if recipe.default is not None:
-                how = source.config.quantization.default
-                raise ConvertError(
-                    f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again "
-                    f"loses more than it should: convert the original (or dequantize it: --dtype alone, "
-                    f"bits=None)"
-                )
-            self.dtype = dtype or source.dtype
+        self.source, self.dtype = source, dtype or source.dtype
+        if source.config.quantization is not None and recipe.default is not None:
+            how = source.config.quantization.default
+            raise ConvertError(
+                f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again "
+                f"loses more than it should: convert the original (or dequantize it: --dtype alone, "
+                f"bits=None)"
+            )
         model = Olmo3(source.config)
         self.names = list(model.tensors())
         self.plan: Plan = recipe.plan(model)
@@ -131,8 +133,8 @@ class _Work:
         self.layout: Layout = lay_out(list(self.specs.values()))
         self.parameters = sum(prod(source.tensors[name].shape) for name in self.names)
 
-    def write(self, folder: Path, progress: Progress | None) -> None:
-        """Fill the folder."""
+    def write(self, folder: Path, tokenizer: Path | None, progress: Progress | None) -> None:
+        """Fill the folder; the small files are those of the checkpoint `tokenizer`, or the source's."""
         journal = Journal(folder, self._identity())
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
@@ -147,7 +149,7 @@ class _Work:
         output.finish()
         write_index(folder, self.layout, self.parameters)
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
-        copy_files(self.source.folder, folder)
+        copy_files(tokenizer or self.source.folder, folder)
 
     def describe(self, folder: Path, name: str) -> None:
         """Write the model card; the model is called `name`."""

@@ -93,6 +93,11 @@ class Chunked:
         """MLX's name for how it is stored."""
         return DTYPES[self.format][0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.size
+
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of the first axis. Raises CheckpointError for files that are damaged."""
         dtype, stored = DTYPES[self.format]

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from convert.native import is_native, open_native
 from convert.remote import Remote, Shard, remote_tensors
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
 from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize
@@ -20,7 +21,8 @@ from olmo3_mlx.model import Olmo3
 @dataclass(frozen=True)
 class Source:
     """A checkpoint: its folder, config.json as it stands and as it is read, and its tensors, unread yet,
-    by their names in an unquantized checkpoint. `stamps` are its files as they were found.
+    by their names in an unquantized checkpoint. `stamps` are its files as they were found, `dtype` what
+    its tensors are meant to be where that is not what they are stored in.
     """
 
     folder: Path
@@ -28,11 +30,7 @@ class Source:
     config: Olmo3Config
     tensors: Mapping[str, Tensor]
     stamps: Mapping[Path, tuple[int, int]]
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """What it computes in: that of its norms, which are never quantized."""
-        return self.tensors["model.norm.weight"].dtype
+    dtype: mx.Dtype | None = None
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":
@@ -42,6 +40,8 @@ class Source:
         Raises CheckpointError for tensors that are missing, extra or misshapen, HubError.
         """
         folder = resolve(name, revision, weights=not is_hub_id(name))
+        if is_native(folder):
+            return cls._native(folder)
         config, _ = load_config(folder)
         stored: Mapping[str, Stored | Remote] = (
             _all_stored(folder)
@@ -58,8 +58,18 @@ class Source:
             data=read_json(folder / "config.json"),
             config=config,
             tensors=_dequantized(config, stored),
-            stamps={file: _stamp(file) for file in sorted(files) if file.is_file()},
+            stamps=_stamps(files),
+            # Of a quantized model that of its norms, which never are.
+            dtype=None if config.quantization is None else stored["model.norm.weight"].dtype,
         )
+
+    @classmethod
+    def _native(cls, folder: Path) -> "Source":
+        """As OLMo-core's training wrote it, in float32 mostly."""
+        data, tensors = open_native(folder)
+        config = Olmo3Config.from_dict(data, str(folder / "config.json"))
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return cls(folder, data, config, tensors, _stamps(files), dtype=mx.bfloat16)
 
     def identity(self) -> dict[str, Any]:
         """What tells it from another checkpoint, and from itself after a change, in JSON's types."""
@@ -88,6 +98,10 @@ class Source:
                 raise ConvertError(
                     f"{file} has changed during the conversion: begin again with what it is now"
                 )
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    return {file: _stamp(file) for file in sorted(files) if file.is_file()}
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def has_weights(folder: Path) -> bool:
 
 def is_hub_id(name: str | Path) -> bool:
     """True if a name means a model on the hub: it is no folder here, and looks like one there."""
-    return name != "demo" and _local(name) is None and bool(_HUB_ID.fullmatch(str(name)))
+    return name != "demo" and _local(name) is None and bool(HUB_ID.fullmatch(str(name)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -148,6 +148,10 @@ def hub_errors(
         ) from None
     except hub.RepositoryNotFoundError:
         raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
+    except hub.OfflineModeIsEnabled:
+        raise HubError(
+            f"{at}: only the hub can tell, and HF_HUB_OFFLINE forbids to ask it: unset it"
+        ) from None
     except hub.LocalEntryNotFoundError:
         raise HubError(
             f"{at}: not downloaded yet, and the hub cannot be reached: check the network"

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from olmo3_mlx.errors import CheckpointError, HubError
-from olmo3_mlx.hub import HUB_ID
+from olmo3_mlx.errors import CheckpointError
+from olmo3_mlx.hub import HUB_ID, hub_errors
 
 _NAME = re.compile(
     r"(?:stage(?P<stage>\d+))?"
@@ -69,25 +69,9 @@ def list_revisions(hub_id: str) -> list[Revision]:
             f"{hub_id or 'the empty name'}: no hub id (one looks like allenai/Olmo-3-1025-7B)"
         )
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import, as in hub.py)
-    from huggingface_hub import errors as hub  # noqa: PLC0415
 
-    try:
+    with hub_errors(hub_id, doing="listing its revisions", advice="check the network, try again"):
         refs = HfApi().list_repo_refs(hub_id)
-    except hub.GatedRepoError:
-        raise HubError(
-            f"{hub_id}: access is gated: accept its terms on the hub, then `hf auth login`"
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
-    except hub.OfflineModeIsEnabled:
-        raise HubError(
-            f"{hub_id}: only the hub knows its revisions, and HF_HUB_OFFLINE forbids to ask it: unset it"
-        ) from None
-    except Exception as error:  # the HTTP client's own errors, which differ between its versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HubError(
-            f"{hub_id}: the hub did not list its revisions ({reason}): check the network, try again"
-        ) from None
     kinds = (("branch", refs.branches), ("tag", refs.tags))
     return in_training_order(
         Revision.named(ref.name, kind, ref.target_commit) for kind, found in kinds for ref in found

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import TINY, random_model
+from conftest import TINY, random_model, save_checkpoint
 from native_writer import (
     STORAGE_INFO,
     Name,
@@ -33,6 +33,7 @@ from native_writer import (
     write_native,
 )
 
+from convert import convert
 from convert.distcp import Chunked, chunked_tensors
 from convert.native import is_native, open_native
 from convert.stored import read
@@ -626,3 +627,33 @@ def test_a_model_of_olmo_core_gives_the_same_logits_here(tmp_path: Path) -> None
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(tokens))[..., :100].numpy()
     assert np.abs(np.array(ours(mx.array(tokens))) - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+# conversion
+
+
+def test_a_native_checkpoint_converts_to_what_the_same_model_in_hugging_face_form_does(
+    tmp_path: Path,
+) -> None:
+    tensors = padded_tensors(TINY)
+    native = write_native(tmp_path / "native", run_config(TINY, PADDED), tensors, by_axes(5, 2))
+    cut = {name: t[: TINY["vocab_size"]] if t.shape[0] == PADDED else t for name, t in tensors.items()}
+    config = open_native(native)[0]
+    words = save_checkpoint(tmp_path / "form", config, {n: t.astype(mx.bfloat16) for n, t in cut.items()})
+    convert(native, tmp_path / "a", group_size=32, tokenizer=words)
+    convert(words, tmp_path / "b", group_size=32)
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    assert "tokenizer.json" in names
+    for name in names - {"README.md"}:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_native_checkpoint_comes_out_in_bfloat16_unless_told(kept: Path, tmp_path: Path) -> None:
+    convert(kept, tmp_path / "a", bits=None)
+    convert(kept, tmp_path / "b", bits=None, dtype="float32")
+    for name, dtype in (("a", mx.bfloat16), ("b", mx.float32)):
+        tensors = mx.load(str(tmp_path / name / "model.safetensors"))
+        assert isinstance(tensors, dict)
+        assert {array.dtype for array in tensors.values()} == {dtype}
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == str(dtype)[9:]

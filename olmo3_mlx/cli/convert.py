@@ -28,7 +28,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """SOURCE, DEST and the options, as `python -m convert` takes them too."""
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint's folder, or a hub id")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder of Hugging Face, MLX or OLMo-core, or a hub id"
+    )
     parser.add_argument("dest", metavar="DEST", help="the folder to write, which must not exist yet")
     parser.add_argument("--revision", metavar="R", help="a hub id's branch, tag or commit")
     parser.add_argument(
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove each file of a hub id when it was converted, instead of keeping it in the cache",
     )
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was stopped")
+    parser.add_argument(
+        "--tokenizer", metavar="MODEL", help="a folder or hub id whose tokenizer and template are taken"
+    )
     parser.add_argument("--upload", metavar="REPO", help="put the result on the hub, as you/olmo3-7b-4bit")
     how = parser.add_argument_group("how to quantize")
     how.add_argument(
@@ -86,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             recipe=args.recipe,
             dtype=args.dtype,
             revision=args.revision,
+            tokenizer=args.tokenizer,
             resume=args.resume,
             keep=not args.no_keep,
             upload_to=args.upload,
