@@ -56,16 +56,24 @@ class Layers:
         """A whole tensor, by its name in the checkpoint."""
         return read(self._tensors[name]).astype(mx.float32)
 
+    def final_norm(self, hidden: mx.array) -> mx.array:
+        """What came out of the last block, [..., hidden] -> [..., hidden], as the head takes it."""
+        return mx.fast.rms_norm(hidden, self.weight("model.norm.weight"), self.config.rms_norm_eps)
+
+    @property
+    def head(self) -> Tensor:
+        """The head [V, hidden], unread: the embedding again where they are tied."""
+        tied = self.config.tie_word_embeddings
+        return self._tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+
     def logits(self, hidden: mx.array) -> mx.array:
         """What came out of the last block, [B, L, hidden] -> [B, L, V], through norm and head."""
-        hidden = mx.fast.rms_norm(hidden, self.weight("model.norm.weight"), self.config.rms_norm_eps)
-        tied = self.config.tie_word_embeddings
-        head = self._tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
-        rows, width = head.shape
+        hidden = self.final_norm(hidden)
+        rows, width = self.head.shape
         each = max(1, _ROWS_BYTES // (4 * width))
         pieces = []
         for start in range(0, rows, each):
-            part = head.rows(start, min(start + each, rows)).astype(mx.float32)
+            part = self.head.rows(start, min(start + each, rows)).astype(mx.float32)
             pieces.append(hidden @ part.T)
             mx.eval(pieces[-1])
         return mx.concatenate(pieces, axis=-1)

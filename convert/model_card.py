@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.card import CARD
+from convert.quality import Quality
 from convert.recipe import Plan
+from convert.verdict import verdict
 from olmo3_mlx.quantization import Quantization
 
 _PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:
@@ -42,8 +45,8 @@ def origin(folder: Path) -> tuple[str | None, str | None]:
     return base, known
 
 
-def write_model_card(folder: Path, made: Made, quality: str = "") -> None:
-    """Write README.md; `quality` is a paragraph on what was measured, in Markdown."""
+def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -> None:
+    """Write README.md, with what was measured of its quality in a line or two."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415  (slow to import)
 
     bits = sorted({how.bits for how in made.plan.layers.values()})
@@ -66,7 +69,7 @@ def write_model_card(folder: Path, made: Made, quality: str = "") -> None:
 {_what(made)}
 
 {_how(made)}
-{quality}
+{_quality(quality)}
 ## Run it
 
 With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
@@ -84,6 +87,18 @@ mlx_lm.{verb} --model {made.name}{"" if made.chats else ' --prompt "Once upon a 
 Made by {made.program}.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _quality(quality: Quality | None) -> str:
+    if quality is None:
+        return ""
+    before, after = quality.perplexity
+    return (
+        f"\n## Quality\n\nMeasured against the original: **{verdict(quality)}**. Mean KL divergence "
+        f"{quality.kl_mean:.5f} nats, the same top token at {quality.agreement:.1%} of {quality.tokens:,} "
+        f"positions, perplexity {before:.3f} before and {after:.3f} after. [How, and where it is off]"
+        f"({CARD}).\n"
+    )
 
 
 def _what(made: Made) -> str:

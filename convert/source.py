@@ -32,6 +32,11 @@ class Source:
     stamps: Mapping[Path, tuple[int, int]]
     dtype: mx.Dtype | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":
         """Find and check it. Of a model on the hub the small files are fetched now, a shard when it is

@@ -444,7 +444,7 @@ def test_an_interrupted_conversion_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert, "convert", interrupted)
-    done = olmo3("convert", tiny_checkpoint, tiny_checkpoint.with_name("dest"))
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tiny_checkpoint.with_name("dest"))
     assert done == (130, "", "olmo3 convert: interrupted\n")
 
 
@@ -733,7 +733,7 @@ def test_convert_is_a_module_too(tiny_checkpoint: Path) -> None:
     assert "--group-size" in shown.stdout
     dest = tiny_checkpoint.with_name("dest")
     done = subprocess.run(
-        [*command, str(tiny_checkpoint), str(dest), "--bits", "8", "--group-size", "32"],
+        [*command, str(tiny_checkpoint), str(dest), "--bits", "8", "--group-size", "32", "--no-card"],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -965,7 +965,7 @@ def test_a_folder_named_like_a_size_is_the_folder(
 
 
 def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest", "--group-size", 32)
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tmp_path / "dest", "--group-size", 32)
     assert (done.code, done.err) == (0, "")
     sizes = r"\d\.\d{3} bits per weight, 0\.001 GB \(was 0\.005 GB\), \d+\.\d s\n"
     assert re.fullmatch(re.escape(f"{tmp_path / 'dest'}: ") + sizes, done.out)
@@ -973,8 +973,44 @@ def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_pat
     assert answer["generation_tokens"] == 1
 
 
+def test_convert_measures_what_came_out_unless_told_not_to(
+    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("Olmo 3 7B has 32 layers, of which one in four sees everything. " * 200)
+    dest = tmp_path / "dest"
+    done = olmo3("convert", tiny_checkpoint, dest, "--group-size", 32, "--bits", 2, "--text", text)
+    assert done.code == 0
+    assert re.search(
+        r"^quality: poor \(.*\): KL \d\.\d{5}, same top token \d+\.\d%, perplexity ", done.out, re.M
+    )
+    assert "\nthe result is poor; try\n  - more bits: `--bits 5`" in done.err  # down_proj is not quantized
+    figures = json.loads((dest / "quality.json").read_text())
+    assert figures["verdict"] == "poor"
+    assert (dest / "QUALITY.md").is_file()
+    assert "**poor**" in (dest / "README.md").read_text()
+
+
+def test_a_text_too_short_to_measure_on_is_refused_before_the_work(
+    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("Too short.")
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest", "--text", text)
+    assert (done.code, done.out) == (2, "")
+    assert_one_line(done.err, "convert")
+    assert "the text is too short" in done.err
+    assert not list(tmp_path.glob(".dest*"))
+
+
+def test_a_card_without_the_original_is_refused(olmo3: Run, tmp_path: Path) -> None:
+    done = olmo3("convert", "some/model", tmp_path / "dest", "--card", "--no-keep")
+    assert (done.code, done.out) == (2, "")
+    assert "--no-keep" in done.err
+
+
 def test_convert_names_the_layers_that_it_left_out(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tmp_path / "dest")
     assert done.code == 0
     downs = ", ".join(f"model.layers.{i}.mlp.down_proj" for i in range(4))
     assert done.err == f"not quantized, as the group size does not divide their inputs: {downs}\n"
@@ -998,7 +1034,7 @@ def test_convert_takes_bits_and_dtype(
     expected: tuple[int | None, str | None],
 ) -> None:
     dest = tmp_path / "dest"
-    assert olmo3("convert", tiny_checkpoint, dest, "--group-size", 32, *options).code == 0
+    assert olmo3("convert", "--no-card", tiny_checkpoint, dest, "--group-size", 32, *options).code == 0
     config = json.loads((dest / "config.json").read_text())
     assert (config.get("quantization", {}).get("bits"), config.get("dtype")) == expected
     tensors = mx.load(str(dest / "model.safetensors"))
@@ -1275,7 +1311,7 @@ def test_standard_input_that_is_no_text_gets_one_line(olmo3: Run, verb: str) -> 
 
 def test_an_existing_destination_is_refused(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "dest").mkdir()
-    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tmp_path / "dest")
     assert (done.code, done.out) == (1, "")
     assert_one_line(done.err, "convert")
     assert "exists already" in done.err
@@ -1283,7 +1319,7 @@ def test_an_existing_destination_is_refused(olmo3: Run, tiny_checkpoint: Path, t
 
 
 def test_a_destination_that_cannot_be_written_is_refused(olmo3: Run, tiny_checkpoint: Path) -> None:
-    done = olmo3("convert", tiny_checkpoint, tiny_checkpoint / "config.json" / "dest")
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tiny_checkpoint / "config.json" / "dest")
     assert (done.code, done.out) == (1, "")
     assert_one_line(done.err, "convert")
     assert "cannot write to" in done.err
@@ -1294,7 +1330,7 @@ def test_a_full_disk_is_refused(
 ) -> None:
     Usage = namedtuple("Usage", ["total", "used", "free"])  # as shutil.disk_usage gives it
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 0))
-    done = olmo3("convert", tiny_checkpoint, tmp_path / "dest")
+    done = olmo3("convert", "--no-card", tiny_checkpoint, tmp_path / "dest")
     assert (done.code, done.out) == (1, "")
     assert_one_line(done.err, "convert")
     assert "make room" in done.err

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from olmo3_mlx import __version__
-from olmo3_mlx.cli import chat, convert, generate, inspect, revisions
+from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
 from olmo3_mlx.errors import Olmo3Error, OptionError
 
-_VERBS = (generate, chat, convert, inspect, revisions)
+_VERBS = (generate, chat, convert, compare, inspect, revisions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

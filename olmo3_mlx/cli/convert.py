@@ -9,6 +9,8 @@ from olmo3_mlx.errors import OptionError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from convert import Report
+
 USUAL_BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="MODEL", help="a folder or hub id whose tokenizer and template are taken"
     )
     parser.add_argument("--upload", metavar="REPO", help="put the result on the hub, as you/olmo3-7b-4bit")
+    parser.add_argument(
+        "--card",
+        action=argparse.BooleanOptionalAction,
+        help="measure the result against SOURCE and write QUALITY.md (default: if it is quantized)",
+    )
+    parser.add_argument("--text", metavar="FILE", help="measure on this text (default: one that comes along)")
     how = parser.add_argument_group("how to quantize")
     how.add_argument(
         "--bits",
@@ -94,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             resume=args.resume,
             keep=not args.no_keep,
+            card=args.card,
+            text=args.text,
             upload_to=args.upload,
             progress=lambda done, total: _show(bar, done, total),
         )
@@ -106,6 +116,25 @@ def run(args: argparse.Namespace) -> int:
         f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {report.bytes / 1e9:.3f} GB "
         f"(was {report.source_bytes / 1e9:.3f} GB), {report.seconds:.1f} s"
     )
+    return _judged(report)
+
+
+def _judged(report: "Report") -> int:
+    """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
+    from convert.verdict import advice, meaning, verdict  # noqa: PLC0415
+
+    if report.no_card:
+        print(f"not measured: {report.no_card}", file=sys.stderr)
+    if report.quality is None:
+        return 0
+    quality, word = report.quality, verdict(report.quality)
+    print(
+        f"quality: {word} ({meaning(word)}): KL {quality.kl_mean:.5f}, same top token "
+        f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}; "
+        f"see QUALITY.md"
+    )
+    if word == "poor":
+        print("the result is poor; try", *advice(quality), sep="\n  - ", file=sys.stderr)
     return 0
 
 

@@ -1,0 +1,125 @@
+"""One conversion: what of a source becomes what, and where; reading, converting, writing, describing."""
+
+import shlex
+from collections.abc import Iterator
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from convert.card import write_card
+from convert.evaluation import Evaluation
+from convert.files import copy_files, write_config, write_index
+from convert.folder import check_room
+from convert.journal import Journal
+from convert.layout import Layout, Spec, lay_out, parts
+from convert.measure import measure
+from convert.model_card import Made, origin, write_model_card
+from convert.output import Output
+from convert.pipeline import Progress, ahead
+from convert.quality import Quality
+from convert.quantize import pieces, rounded
+from convert.recipe import Plan, Recipe
+from convert.source import Source
+from olmo3_mlx import __version__
+from olmo3_mlx.checkpoint import check_finite
+from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.model import Olmo3
+
+_PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
+
+
+class Conversion:
+    """Of `source` by `recipe`, with `dtype` for what is not quantized; left out, it is the source's."""
+
+    def __init__(self, source: Source, recipe: Recipe, dtype: mx.Dtype | None) -> None:
+        self.source, self.dtype = source, dtype or source.dtype
+        if source.config.quantization is not None and recipe.default is not None:
+            how = source.config.quantization.default
+            raise ConvertError(
+                f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again "
+                f"loses more than it should: convert the original (or dequantize it: --dtype alone, "
+                f"bits=None)"
+            )
+        model = Olmo3(source.config)
+        self.names = list(model.tensors())
+        self.plan: Plan = recipe.plan(model)
+        self.specs = {name: self._specs(name) for name in self.names}
+        self.layout: Layout = lay_out(list(self.specs.values()))
+        self.parameters = sum(prod(source.tensors[name].shape) for name in self.names)
+
+    def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
+        """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
+        journal = Journal(folder, self._identity())
+        check_room(folder, self.layout, self.source.largest_shard())
+        output = Output(folder, self.layout, journal)
+        done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
+        todo = [name for name in self.names if name not in journal.done]
+        for name, piece in ahead(self._converted(ahead(self._read(todo)))):
+            output.write(name, piece)
+            done += sum(array.nbytes for array in piece.values())
+            if progress is not None:
+                progress(done, self.layout.nbytes)
+        self.source.check_unchanged()
+        output.finish()
+        write_index(folder, self.layout, self.parameters)
+        write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
+        copy_files(words, folder)
+
+    def measure(self, folder: Path, evaluation: Evaluation, names: tuple[str, str]) -> Quality:
+        """Measure what was written against the source, and write the card; `names` are what to call them."""
+        quality = measure(self.source, Source.open(folder), evaluation.tokens)
+        command = shlex.join(["olmo3", "compare", *names, "--tokens", str(evaluation.tokens.size)])
+        write_card(folder, quality, evaluation.measured(*names, command))
+        return quality
+
+    def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
+        """Write the model card; the model is called `name`."""
+        base, license = origin(self.source.folder)
+        made = Made(
+            name=name,
+            base=base,
+            license=license,
+            plan=self.plan,
+            dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
+            bits_per_weight=self.layout.nbytes * 8 / self.parameters,
+            nbytes=self.layout.nbytes,
+            program=_PROGRAM,
+            chats=(folder / "chat_template.jinja").exists(),
+        )
+        write_model_card(folder, made, quality)
+
+    def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
+        """Tensors by name, some rows at a time, in the dtype they will have."""
+        for place, name in enumerate(names, start=1):
+            for rows in pieces(self.source.tensors[name]):
+                weight = rows.astype(self._dtype(name))
+                check_finite({name: weight}, self.source.folder)
+                yield name, weight
+            self.source.release(name, names[place:])
+            self.source.check_unchanged()
+
+    def _converted(
+        self, weights: Iterator[tuple[str, mx.array]]
+    ) -> Iterator[tuple[str, dict[str, mx.array]]]:
+        """What those rows become."""
+        for name, weight in weights:
+            made = rounded(name, weight, self.plan.of(name))
+            mx.eval(*made.values())
+            yield name, made
+
+    def _specs(self, name: str) -> dict[str, Spec]:
+        return parts(name, self.source.tensors[name].shape, self._dtype(name), self.plan.of(name))
+
+    def _dtype(self, name: str) -> mx.Dtype:
+        return self.dtype or self.source.tensors[name].dtype
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "program": _PROGRAM,
+            "source": self.source.identity(),
+            "dtype": str(self.dtype),
+            "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
+        }

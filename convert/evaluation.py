@@ -1,0 +1,85 @@
+"""The text that a quality card is measured on, cut into sequences of tokens."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from convert.card import Measured
+from olmo3_mlx.errors import OptionError
+from olmo3_mlx.tokenizer import Tokenizer
+
+DEFAULT_TEXT = Path(__file__).parent / "text" / "evaluation.txt"
+DEFAULT_NAME = "the text that comes with olmo3-mlx"
+
+
+def read_text(file: Path | None = None) -> str:
+    """A text file, or the one that comes with this package (convert/text/README.md says what it is).
+
+    Raises OptionError if it cannot be read as UTF-8.
+    """
+    file = DEFAULT_TEXT if file is None else file
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"{file}: the text cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise OptionError(f"{file}: expected a text in UTF-8") from None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A text to measure on: what it is and its SHA-256, tokens [N, L] from it, and what turns ids back."""
+
+    text: str
+    text_sha256: str
+    tokens: mx.array
+    decode: Callable[[Sequence[int]], str]
+
+    @classmethod
+    def make(cls, file: Path | None, tokenizer: Tokenizer, count: int, length: int) -> "Evaluation":
+        """About `count` tokens in sequences of `length`, from a text file or the one that comes with this.
+
+        Raises OptionError for a file that cannot be read or is too short.
+        """
+        if count < 2:
+            raise OptionError(f"expected 2 or more tokens to measure on, not {count}")
+        text, length = read_text(file), min(length, count)
+        return cls(
+            text=DEFAULT_NAME if file is None else file.name,
+            text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            tokens=text_tokens(text, tokenizer, length, max(1, count // max(1, length))),
+            decode=tokenizer.decode,
+        )
+
+    def measured(self, original: str, result: str, command: str) -> Measured:
+        """For the card of two checkpoints by these names, which `command` measures again."""
+        return Measured(
+            original=original,
+            result=result,
+            text=self.text,
+            text_sha256=self.text_sha256,
+            tokens=self.tokens,
+            command=command,
+            decode=self.decode,
+        )
+
+
+def text_tokens(text: str, tokenizer: Tokenizer, length: int, count: int) -> mx.array:
+    """`count` sequences of `length` tokens, evenly spread over a text: [N, L], N = count, L = length.
+
+    Special tokens that stand in the text count as such. Raises OptionError if it is too short, and for
+    a count or length that cannot be.
+    """
+    if length < 2 or count < 1:
+        raise OptionError(f"expected 1 or more sequences of 2 or more tokens, not {count} of {length}")
+    ids = tokenizer.encode(text)
+    if len(ids) < length * count:
+        raise OptionError(
+            f"the text is too short: {length * count} tokens are needed ({count} sequences of {length}), "
+            f"it has {len(ids)}: give a longer one, or ask for fewer tokens"
+        )
+    starts = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
+    return mx.array([ids[start : start + length] for start in starts])

@@ -1,0 +1,161 @@
+"""Measuring how far one checkpoint is from another, block by block: neither is ever in memory whole.
+
+    quality = measure(Source.open(original), Source.open(result), tokens)     # tokens [N, L]
+    print(quality.kl_mean, quality.agreement)
+
+In memory at once: one block in float32, pieces of both heads with their logits, and the hidden states of
+both models, N * L * hidden_size * 4 bytes each.
+"""
+
+from collections.abc import Callable, Iterable
+from math import prod
+
+import mlx.core as mx
+import numpy as np
+
+from convert.divergence import divergence
+from convert.layers import Layers
+from convert.pipeline import Progress
+from convert.quality import LayerError, Quality, Size, summary
+from convert.source import Source
+from convert.stored import Tensor
+from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError
+
+_SAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "layer_types",
+)  # fmt: skip
+
+States = list[mx.array]  # one [1, L, hidden] a sequence
+
+
+def measure(original: Source, result: Source, tokens: mx.array, progress: Progress | None = None) -> Quality:
+    """How far `result` is from `original` on the texts `tokens` [N, L], from the second token on of each.
+
+    `progress(done, total)` counts the weights of both that have been read. Raises ConvertError for two
+    architectures or vocabularies, naming what differs; OptionError for fewer than two tokens or more than
+    the context; PromptError for an id outside the vocabulary; CheckpointError for weights that are not
+    finite.
+    """
+    check_comparable(original, result)
+    _check_tokens(original, result, tokens)
+    first, second = Layers(original), Layers(result)
+    count = _Counter(sum(_elements(source.tensors.values()) for source in (original, result)), progress)
+    ours, theirs = _split(first.embed(tokens)), _split(second.embed(tokens))
+    count(2 * original.config.vocab_size * original.config.hidden_size)
+    off = _distance(ours, theirs)
+    errors = [LayerError("embed_tokens", "embedding", off, off)]
+    for index, kind in enumerate(original.config.layer_types):
+        ours, theirs, accumulated, added = _through(first, second, index, ours, theirs)
+        errors.append(LayerError(f"layers.{index}", kind.removesuffix("_attention"), accumulated, added))
+        count(2 * _elements(_of_block(original, index)))
+    if not np.isfinite([e.accumulated for e in errors]).all():
+        bad = next(e.name for e in errors if not np.isfinite(e.accumulated))
+        raise CheckpointError(f"{original.folder}, {result.folder}: {bad} gives what is not finite")
+    actual = np.array(tokens[:, 1:], np.int64)
+    hidden = (_predicting(ours), _predicting(theirs))
+    del ours, theirs
+    found = divergence(first, second, hidden, actual.ravel(), count)
+    if not np.isfinite(found.kl).all():
+        raise CheckpointError(f"{original.folder}, {result.folder}: logits are not finite")
+    count.end()
+    return summary(found, actual, tuple(errors), (size(original), size(result)))
+
+
+def check_comparable(original: Source, result: Source) -> None:
+    """Raise ConvertError, naming what differs, unless both are of one architecture and vocabulary. How
+    they rotate and how far sliding layers see may differ: stages of training do.
+    """
+    differ = [
+        f"{name} ({getattr(original.config, name)} and {getattr(result.config, name)})"
+        for name in _SAME
+        if getattr(original.config, name) != getattr(result.config, name)
+    ]
+    if differ:
+        raise ConvertError(
+            f"{original.folder} and {result.folder} cannot be compared: they differ in {', '.join(differ)}"
+        )
+
+
+def size(source: Source) -> Size:
+    """What a checkpoint's tensors take as they are stored."""
+    return Size(_elements(source.tensors.values()), source.nbytes)
+
+
+class _Counter:
+    """Counts weights read; the callback hears of them."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self, weights: int) -> None:
+        self.done = min(self.done + weights, self.total)  # a tied head is read twice
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def end(self) -> None:
+        """Norms and what else was not counted."""
+        self(self.total - self.done)
+
+
+def _check_tokens(original: Source, result: Source, tokens: mx.array) -> None:
+    if tokens.ndim != 2 or tokens.shape[0] < 1:
+        raise PromptError(f"expected token ids of shape [N, L], not {list(tokens.shape)}")
+    context = min(original.config.max_position_embeddings, result.config.max_position_embeddings)
+    if not 2 <= tokens.shape[1] <= context:
+        raise OptionError(
+            f"a sequence must have from 2 tokens to as many as the context, {context}, not {tokens.shape[1]}"
+        )
+
+
+def _through(
+    first: Layers, second: Layers, index: int, ours: States, theirs: States
+) -> tuple[States, States, float, float]:
+    """Both models' states after block `index`, how far they are apart, and how far this block alone takes
+    them. The second block is read when the first is gone.
+    """
+    block = first.block(index)
+    after = _run(block, ours)
+    del block
+    block = second.block(index)
+    alone = _distance(after, _run(block, ours))
+    theirs = _run(block, theirs)
+    return after, theirs, _distance(after, theirs), alone
+
+
+def _run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
+    after = []
+    for state in states:
+        after.append(block(state, None))
+        mx.eval(after[-1])
+    return after
+
+
+def _distance(ours: States, theirs: States) -> float:
+    """Mean over all positions of |ours - theirs| / |ours|. Not the ratio of two sums: one attention sink
+    can be as long as a thousand other states.
+    """
+    each = []
+    for a, b in zip(ours, theirs, strict=True):
+        ratio = mx.linalg.norm(a - b, axis=-1) / mx.maximum(mx.linalg.norm(a, axis=-1), 1e-30)
+        each.append(np.array(ratio, np.float64).ravel())
+    return float(np.concatenate(each).mean())
+
+
+def _split(hidden: mx.array) -> States:
+    return [hidden[i : i + 1] for i in range(hidden.shape[0])]
+
+
+def _predicting(states: States) -> mx.array:
+    """The states that predict a token which is there: all but each sequence's last, [N * (L - 1), hidden]."""
+    hidden = mx.concatenate([state[0, :-1] for state in states])
+    mx.eval(hidden)
+    return hidden
+
+
+def _of_block(source: Source, index: int) -> list[Tensor]:
+    return [t for name, t in source.tensors.items() if name.startswith(f"model.layers.{index}.")]
+
+
+def _elements(tensors: Iterable[Tensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in tensors)

@@ -1,0 +1,153 @@
+"""olmo3 compare: how far one checkpoint is from another."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from olmo3_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from convert.card import Measured
+    from convert.quality import Quality
+    from convert.source import Source
+    from olmo3_mlx.tokenizer import Tokenizer
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The verb's command line."""
+    parser = verbs.add_parser(
+        "compare",
+        help="measure how far a checkpoint is from its original",
+        description="Measure how far checkpoint B is from checkpoint A on a text: KL divergence of "
+        "next-token distributions, perplexities, layer by layer errors. Works for any two of one "
+        "architecture and vocabulary: a quantized one and its original, or two stages of training. "
+        "Both are read block by block, so that neither needs to fit into memory.",
+        epilog="The report says good, fair or poor; QUALITY.md, which --card writes, says what that means.",
+    )
+    parser.add_argument("a", metavar="A", help="the original: a checkpoint's folder, or a hub id")
+    parser.add_argument("b", metavar="B", help="what became of it: the same")
+    parser.add_argument(
+        "--text", metavar="FILE", help="a text in UTF-8 (default: old English prose that comes with this)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens to read, spread over the text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens of one sequence: each starts without context (default: %(default)s)",
+    )
+    parser.add_argument("--revision-a", metavar="R", help="branch, tag or commit of A, if that is a hub id")
+    parser.add_argument("--revision-b", metavar="R", help="the same of B")
+    parser.add_argument("--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit code."""
+    from tqdm import tqdm  # noqa: PLC0415
+
+    from convert.card import figures, write_card  # noqa: PLC0415  (the library never needs it)
+    from convert.measure import check_comparable, measure  # noqa: PLC0415
+    from convert.source import Source  # noqa: PLC0415
+
+    if args.card is not None and not Path(args.card).is_dir():
+        raise OptionError(f"--card {args.card}: expected a folder that is there")
+    original, result = Source.open(args.a, args.revision_a), Source.open(args.b, args.revision_b)
+    check_comparable(original, result)
+    measured = _measured(args, original, result)
+    bar: tqdm[NoReturn]
+    with tqdm(
+        total=0, unit="w", unit_scale=True, desc="comparing", file=sys.stderr, leave=False, disable=None
+    ) as bar:
+        quality = measure(original, result, measured.tokens, lambda done, total: _show(bar, done, total))
+    if args.card is not None:
+        write_card(Path(args.card), quality, measured)
+    print(
+        json.dumps(figures(quality, measured), ensure_ascii=False)
+        if args.json
+        else _report(quality, measured)
+    )
+    return 0
+
+
+def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
+    """The text as tokens, and the rest of what a card says about how it was measured."""
+    from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
+    from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
+
+    if args.tokens < 2:
+        raise OptionError(f"--tokens must be at least 2, not {args.tokens}")
+    file = None if args.text is None else Path(args.text)
+    tokenizer = Tokenizer.from_folder(original.folder)
+    _check_tokenizers(tokenizer, original.folder, result.folder, read_text(file))
+    evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
+    return evaluation.measured(args.a, args.b, _command(args))
+
+
+def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
+    """Raise OptionError if B's tokenizer, where it has one, reads the text differently. Tags that stages of
+    training name differently do no harm.
+    """
+    ours, theirs = folder / "tokenizer.json", other / "tokenizer.json"
+    if not theirs.is_file() or theirs.read_bytes() == ours.read_bytes():
+        return
+    if type(tokenizer).from_folder(other).encode(text) != tokenizer.encode(text):
+        raise OptionError(f"{other}: its tokenizer reads the text differently from A's: nothing to compare")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What does it again."""
+    words = ["olmo3", "compare", args.a, args.b, "--tokens", str(args.tokens), "--length", str(args.length)]
+    for option in ("text", "revision_a", "revision_b"):
+        value = getattr(args, option)
+        words += [f"--{option.replace('_', '-')}", value] if value is not None else []
+    return shlex.join(words)
+
+
+def _report(quality: "Quality", measured: "Measured") -> str:
+    from convert.verdict import advice, meaning, verdict  # noqa: PLC0415
+
+    q, word = quality, verdict(quality)
+    count, length = measured.tokens.shape
+    most = max(q.layers, key=lambda e: e.added)
+    (a, b), (before, after) = q.sizes, q.perplexity
+    rows = [
+        ("size", f"{a.in_words} → {b.in_words}"),
+        ("bits per weight", f"{a.bits_per_weight:.2f} → {b.bits_per_weight:.2f}"),
+        ("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})"),
+        ("KL divergence", f"{q.kl_mean:.5f} ± {q.kl_error:.5f} nats on average"),
+        ("", f"{q.kl_median:.5f} median, {q.kl_99:.4f} 99th percentile, {q.kl_max:.3f} largest"),
+        ("same top token", f"{q.agreement:.2%} of {q.tokens:,} positions"),
+        ("hidden states", f"{q.layers[-1].accumulated:.2%} off after the last layer"),
+        ("", f"{most.name} adds the most, {most.added:.2%}"),
+    ]  # fmt: skip
+    lines = [
+        f"{measured.original} → {measured.result}",
+        f"on {count} × {length:,} tokens of {measured.text}",
+        "",
+        *(f"  {label:<16}{text}" for label, text in rows),
+        "",
+        f"{word}: {meaning(word)}",
+    ]
+    tried = advice(quality)
+    if tried:
+        lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in tried)]
+    return "\n".join(lines)
+
+
+def _show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

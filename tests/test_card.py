@@ -1,0 +1,187 @@
+"""The quality card: a page, figures for programs, pictures; verdicts and advice."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from convert.card import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, Measured, code, figures, page, write_card
+from convert.pictures import kl_picture, layers_picture
+from convert.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
+from convert.verdict import advice, verdict
+from olmo3_mlx.errors import ConvertError
+
+WORDS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]
+
+
+def quality(**change: Any) -> Quality:
+    """What measuring a 4-bit checkpoint might give."""
+    counts = [0] * (len(HISTOGRAM_EDGES) + 1)
+    counts[20:24] = [10, 60, 25, 5]
+    made = Quality(
+        tokens=100,
+        perplexity=(10.0, 10.25),
+        kl_mean=0.04,
+        kl_error=0.002,
+        kl_median=0.03,
+        kl_99=0.3,
+        kl_max=1.5,
+        agreement=0.92,
+        probability_mean=0.012,
+        probability_99=0.11,
+        histogram=tuple(counts),
+        worst=(
+            Position(0, 1, 1.5, 1, (1, 4), (0.6, 0.3), (0.6, 0.0001)),
+            Position(1, 7, 0.9, 6, (0, 0), (0.5, 0.9), (0.1, 0.05)),
+        ),
+        layers=(
+            LayerError("embed_tokens", "embedding", 0.01, 0.01),
+            LayerError("layers.0", "sliding", 0.02, 0.015),
+            LayerError("layers.1", "full", 0.05, 0.06),
+        ),
+        sizes=(Size(1000, 2000), Size(1000, 563)),
+    )
+    return replace(made, **change)
+
+
+@pytest.fixture
+def measured() -> Measured:
+    return Measured(
+        original="some/original",
+        result="out/result-4bit",
+        text="a text",
+        text_sha256="ab" * 32,
+        tokens=mx.array([[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 6]]),
+        command="olmo3 compare some/original out/result-4bit",
+        decode=lambda ids: "".join(WORDS[i] for i in ids),
+    )
+
+
+def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path, measured: Measured) -> None:
+    written = write_card(tmp_path, quality(), measured)
+    assert sorted(path.name for path in written) == sorted([CARD, FIGURES, LAYERS_PICTURE, KL_PICTURE])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
+    text = (tmp_path / CARD).read_text()
+    for name in (LAYERS_PICTURE, KL_PICTURE, FIGURES):
+        assert f"]({name})" in text
+    assert text.startswith("# How far `result-4bit` is from `original`\n\n**Good**: ")
+    assert "| bits per weight | 16.00 | 4.50 |" in text
+    assert "10.250 (+2.50%)" in text
+    assert "0.04000 ± 0.00200 nats" in text
+    assert "| layers.1 | full | 6.000% | 5.000% |" in text
+    assert measured.command in text
+
+
+def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measured) -> None:
+    write_card(tmp_path, quality(), measured)
+    found = json.loads((tmp_path / FIGURES).read_text())
+    assert found["schema"] == 1
+    assert found["verdict"] == "good"
+    assert found["kl_mean"] == 0.04
+    assert found["perplexity"] == [10.0, 10.25]
+    assert found["sizes"][1] == {"parameters": 1000, "bytes": 563, "bits_per_weight": 4.504}
+    assert found["layers"][2] == {"name": "layers.1", "kind": "full", "accumulated": 0.05, "added": 0.06}
+    assert found["worst"][0]["actual_probability"] == [0.6, 0.0001]
+    assert found["text"] == {"name": "a text", "sha256": "ab" * 32, "sequences": 2, "length": 8}
+    assert len(found["histogram"]["counts"]) == len(found["histogram"]["edges"]) + 1
+    assert json.loads(json.dumps(figures(quality(), measured))) == found
+
+
+def test_the_same_figures_give_the_same_bytes_over_an_older_card(tmp_path: Path, measured: Measured) -> None:
+    first = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
+    (tmp_path / CARD).write_text("older")
+    again = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
+    assert first == again
+
+
+def test_pictures_are_pngs_without_software_or_time() -> None:
+    for picture in (layers_picture(quality()), kl_picture(quality())):
+        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+        assert b"matplotlib" not in picture.lower()
+        assert b"tIME" not in picture
+
+
+def test_identical_checkpoints_have_a_card_too(tmp_path: Path, measured: Measured) -> None:
+    counts = (100, *[0] * len(HISTOGRAM_EDGES))
+    same = quality(
+        kl_mean=0.0, kl_error=0.0, kl_median=0.0, kl_99=0.0, kl_max=0.0, agreement=1.0, histogram=counts,
+        layers=(LayerError("embed_tokens", "embedding", 0.0, 0.0),),
+    )  # fmt: skip
+    write_card(tmp_path, same, measured)
+    text = (tmp_path / CARD).read_text()
+    assert "**Identical**" in text
+    assert "Nowhere." in text
+
+
+def test_sixty_four_layers_of_a_poor_model_are_drawn() -> None:
+    layers = tuple(
+        LayerError(f"layers.{i}", "full" if i % 4 == 3 else "sliding", 9.0, 2.0) for i in range(64)
+    )
+    counts = (0, *[0] * (len(HISTOGRAM_EDGES) - 1), 100)
+    for picture in (layers_picture, kl_picture):
+        assert picture(quality(layers=layers, histogram=counts, kl_99=200.0))
+
+
+def test_the_worst_tokens_stand_in_their_context_one_row_each(measured: Measured) -> None:
+    rows = [line for line in page(quality(), measured).splitlines() if "**›**" in line]
+    assert len(rows) == 3  # with the heading
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert rows[1].startswith(r"| 1.500 | `the ` **›** `cat\|` **‹** `` `sat`on\na mat\u001b\\ `` | ")
+    assert r"`cat\|` 60.0% |" in rows[1]
+    assert "`a` 30.0%; what came < 0.1% |" in rows[1]
+    assert "*nothing*" in rows[2]  # nothing comes after a sequence's last token
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("word", "`word`"),
+        (" word", "` word`"),
+        (" word ", "`  word  `"),
+        ("   ", "`   `"),
+        ("a`b", "``a`b``"),
+        ("`", "`` ` ``"),
+        ("``x", "``` ``x ```"),
+        ("a|b\nc\t", r"`a\|b\nc\t`"),
+        ("", "*nothing*"),
+        ("\u202e", r"`\u202e`"),
+    ],
+)
+def test_any_text_fits_a_code_span_in_a_table(text: str, expected: str) -> None:
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"kl_mean": 0.001, "agreement": 0.97}, "good"),  # lab-chat in 8 bits
+        ({"kl_mean": 0.0468, "agreement": 0.853}, "good"),  # 5
+        ({"kl_mean": 0.196, "agreement": 0.73}, "fair"),  # 4
+        ({"kl_mean": 0.8, "agreement": 0.5}, "poor"),  # 3
+        ({"kl_mean": 0.04, "agreement": 0.6}, "poor"),
+        ({"kl_mean": 0.3, "agreement": 0.99}, "poor"),
+        ({"kl_max": 0.0, "agreement": 1.0}, "identical"),
+    ],
+)
+def test_a_verdict_asks_for_both_divergence_and_agreement(change: dict[str, float], word: str) -> None:
+    assert verdict(quality(**change)) == word
+
+
+def test_advice_is_given_where_it_is_needed_and_fits_what_was_done(measured: Measured) -> None:
+    assert advice(quality()) == ()
+    poor = quality(kl_mean=1.0)
+    assert advice(poor)[0] == "more bits: `--bits 5` (this one has 4.50 bits per weight)"
+    assert "layers.1" in " ".join(advice(poor))
+    assert "--bits" not in " ".join(advice(quality(kl_mean=1.0, sizes=(Size(1000, 2000), Size(1000, 1063)))))
+    assert "- more bits" in page(poor, measured)
+    assert "To come closer" not in page(quality(), measured)
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path, measured: Measured) -> None:
+    with pytest.raises(ConvertError, match="could not be written: No such file"):
+        write_card(tmp_path / "none", quality(), measured)

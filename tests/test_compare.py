@@ -1,0 +1,177 @@
+"""`olmo3 compare`: reports, JSON, cards, and one line for whatever goes wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+from olmo3_mlx.cli import main
+
+CONFIG = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
+FEW = ("--tokens", 64, "--length", 32)
+
+
+class Done(NamedTuple):
+    """How a command went."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def olmo3(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as usage:  # argparse
+            code = int(usage.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and what 4 bits make of it."""
+    folder = tmp_path_factory.mktemp("pair")
+    model = random_model(CONFIG)
+    original = save_checkpoint(folder / "plain", CONFIG, model.tensors())
+    nn.quantize(model, group_size=32, bits=4)
+    how = {"quantization": {"group_size": 32, "bits": 4}}
+    return original, save_checkpoint(folder / "4bit", {**CONFIG, **how}, model.tensors())
+
+
+def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Path, Path]) -> None:
+    done = olmo3("compare", *pair, *FEW)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0] == f"{pair[0]} → {pair[1]}"
+    assert lines[1] == "on 2 × 32 tokens of the text that comes with olmo3-mlx"
+    for label in (
+        "size",
+        "bits per weight",
+        "perplexity",
+        "KL divergence",
+        "same top token",
+        "hidden states",
+    ):
+        assert any(line.startswith(f"  {label}") for line in lines), label
+    assert "bits per weight 32.00 → 6.0" in done.out
+    assert "of 62 positions" in done.out
+    assert any(line.split(":")[0] in ("good", "fair", "poor") for line in lines)
+    assert done.err == ""
+
+
+def test_a_checkpoint_beside_itself_is_identical(olmo3: Run, pair: tuple[Path, Path]) -> None:
+    done = olmo3("compare", pair[0], pair[0], *FEW)
+    assert done.code == 0
+    assert "identical: both models say the same everywhere" in done.out
+    assert "to come closer" not in done.out
+    assert "0.00000 ± 0.00000 nats" in done.out
+
+
+def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The rain had stopped before noon, and the road was dry again. " * 30)
+    done = olmo3("compare", *pair, *FEW, "--text", text, "--json", "--card", tmp_path)
+    assert done.code == 0
+    assert done.out.count("\n") == 1
+    found = json.loads(done.out)
+    assert found["text"]["name"] == "text.txt"
+    assert found["tokens"] == 2 * 31
+    assert found == json.loads((tmp_path / "quality.json").read_text())
+    assert found["command"] in (tmp_path / "QUALITY.md").read_text()
+    assert "**›**" in (tmp_path / "QUALITY.md").read_text()
+
+
+def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple[Path, Path]) -> None:
+    found = json.loads(olmo3("compare", *pair, "--tokens", 40, "--json").out)
+    assert (found["text"]["sequences"], found["text"]["length"]) == (1, 40)
+    again = json.loads(olmo3(*found["command"].split()[1:], "--json").out)
+    assert again == found
+
+
+def test_stages_of_training_whose_tags_have_other_names_can_be_compared(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    stage = shutil.copytree(pair[0], tmp_path / "stage")
+    file = stage / "tokenizer.json"
+    text = file.read_text()
+    assert "<|im_end|>" in text
+    file.write_text(text.replace("<|im_end|>", "<|renamed|>"))
+    assert olmo3("compare", pair[0], stage, *FEW).code == 0
+    other = json.loads(text)
+    words = other["model"]["vocab"]
+    words["Ġthe"], words["Ġof"] = words["Ġof"], words["Ġthe"]
+    file.write_text(json.dumps(other))
+    done = olmo3("compare", pair[0], stage, *FEW)
+    assert (done.code, done.out) == (2, "")
+    assert "its tokenizer reads the text differently from A's" in done.err
+
+
+def test_a_result_without_a_tokenizer_is_read_with_the_originals(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(pair[1], tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
+    assert olmo3("compare", pair[0], bare, *FEW).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--tokens", 1), 2, "--tokens must be at least 2, not 1"),
+        (("--tokens", 10**6, "--length", 32), 2, "the text is too short: 1000000 tokens are needed"),
+        (("--length", 300), 2, "as many as the context, 256, not 300"),
+        (("--length", 1), 2, "sequences of 2 or more tokens"),
+        (("--text", "/nonexistent.txt"), 2, "/nonexistent.txt: the text cannot be read"),
+        (("--card", "/nonexistent"), 2, "--card /nonexistent: expected a folder that is there"),
+        (("--revision-a", "main"), 1, "is a folder here"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line_before_the_work(
+    olmo3: Run, pair: tuple[Path, Path], options: tuple[object, ...], code: int, said: str
+) -> None:
+    done = olmo3("compare", *pair, *options)
+    assert done.code == code
+    assert done.out == ""
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_what_cannot_be_compared_is_one_line(olmo3: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    config = {**CONFIG, "num_hidden_layers": 2}
+    other = save_checkpoint(tmp_path / "other", config, random_model(config).tensors())
+    done = olmo3("compare", pair[0], other, *FEW)
+    assert done.code == 1
+    assert "they differ in num_hidden_layers (4 and 2)" in done.err
+    assert olmo3("compare", pair[0], tmp_path / "none", *FEW).code == 1
+
+
+def test_a_token_of_the_text_outside_the_vocabulary_is_refused(olmo3: Run, tmp_path: Path) -> None:
+    small = save_checkpoint(tmp_path / "small", {**TINY}, random_model(TINY).tensors())
+    done = olmo3("compare", small, small, *FEW)
+    assert done.code == 1
+    assert "token ids must lie in 0 to 127" in done.err
+
+
+def test_nothing_of_the_card_is_left_if_it_is_not_asked_for(
+    olmo3: Run, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert olmo3("compare", *pair, *FEW).code == 0
+    assert not list(tmp_path.iterdir())
+    assert not [path for folder in pair for path in folder.glob("*uality*")]
+    assert mx.get_peak_memory() < 2**30
