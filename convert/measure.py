@@ -132,8 +132,8 @@ def _run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
 
 
 def _distance(ours: States, theirs: States) -> float:
-    """Mean over all positions of |ours - theirs| / |ours|. Not the ratio of two sums: one attention sink
-    can be as long as a thousand other states.
+    """Mean over all positions of |ours - theirs| / |ours|. Not the ratio of two sums, which would be
+    that of the positions whose states are longest.
     """
     each = []
     for a, b in zip(ours, theirs, strict=True):

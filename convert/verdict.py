@@ -12,16 +12,17 @@ class _Limit:
 
 
 # By Pinsker's inequality (and Jensen's for the mean) two models with a mean KL of k nats would draw another
-# token at no more than sqrt(k / 2) of positions: 16 % at 0.05, 35 % at 0.25. On the lab's chat model 8, 6 and 5
-# bits lie below the first line and answer as the original does; 4 bits lie below the second, still as often
-# right, but worded otherwise; 3 bits lie far above both, and much that was right is wrong. Agreement must hold
-# too: the same KL can change few top tokens or many. See Decisions in CONTRIBUTING.md, 2026-11-24.
+# token at no more than sqrt(k / 2) of positions: 16 % at 0.05, 35 % at 0.25. On the lab's chat model 8, 6
+# and 5 bits lie below the first line and answer as the original does; 4 bits lie below the second, still as
+# often right, but worded otherwise; 3 bits lie far above both, and much that was right is wrong. Agreement
+# must hold too: the same KL can change few top tokens or many. See Decisions in CONTRIBUTING.md,
+# 2026-11-24.
 _LIMITS = {"good": _Limit(0.05, 0.80), "fair": _Limit(0.25, 0.65)}
 _MEANING = {
     "identical": "both models say the same everywhere",
     "good": "most answers will be the same or as good",
     "fair": "answers will often be worded otherwise, and some will be worse",
-    "poor": "this is another, weaker model",
+    "poor": "in effect this is another model",
 }
 
 
@@ -50,15 +51,17 @@ def limits() -> str:
 
 
 def advice(quality: Quality) -> tuple[str, ...]:
-    """What to try if the result is not good enough, the most promising first."""
-    if verdict(quality) in ("identical", "good"):
+    """What to try if a quantized result is not good enough, the most promising first. Nothing if it takes as
+    many bits as the original: then it is another stage of training.
+    """
+    before, bits = (size.bits_per_weight for size in quality.sizes)
+    if verdict(quality) in ("identical", "good") or bits >= before:
         return ()
-    bits = quality.sizes[1].bits_per_weight
     tried = []
     if bits < 8:
         more = next(b for b in (3, 4, 5, 6, 8) if b > bits)
         tried.append(f"more bits: `--bits {more}` (this one has {bits:.2f} bits per weight)")
-    tried.append("smaller groups: `--group-size 32` adds half a bit at group size 64")
+    tried.append("smaller groups: `--group-size 32`, half a bit more than 64")
     tried.append("`--calibrate`, which rounds to suit a text rather than each weight to its nearest")
     added = sorted(quality.layers, key=lambda e: -e.added)
     if added[0].added > 2 * added[len(added) // 2].added:

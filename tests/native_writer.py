@@ -184,13 +184,13 @@ def whole(name: str, shape: tuple[int, ...]) -> list[Box]:
 
 
 def by_axes(*pieces: int) -> Split:
-    """Each axis in that many chunks (1 where not given), as even as can be."""
+    """Each axis in that many chunks (1 where not given), as PyTorch cuts: the last are short or empty."""
 
     def split(name: str, shape: tuple[int, ...]) -> list[Box]:
         axes = []
         for axis, n in enumerate(shape):
             count = pieces[axis] if axis < len(pieces) else 1
-            edges = [n * i // count for i in range(count + 1)]
+            edges = [min(n, i * -(-n // count)) for i in range(count + 1)]
             axes.append([(a, b - a) for a, b in itertools.pairwise(edges)])
         return [tuple(zip(*box, strict=True)) for box in itertools.product(*axes)]  # type: ignore[misc]
 

@@ -179,6 +179,7 @@ def test_advice_is_given_where_it_is_needed_and_fits_what_was_done(measured: Mea
     assert "layers.1" in " ".join(advice(poor))
     assert "--bits" not in " ".join(advice(quality(kl_mean=1.0, sizes=(Size(1000, 2000), Size(1000, 1063)))))
     assert "- more bits" in page(poor, measured)
+    assert advice(quality(kl_mean=1.0, sizes=(Size(1000, 2000),) * 2)) == ()  # two stages of training
     assert "To come closer" not in page(quality(), measured)
 
 
