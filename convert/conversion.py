@@ -1,5 +1,6 @@
 """One conversion: what of a source becomes what, and where; reading, converting, writing, describing."""
 
+import hashlib
 import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from convert.calibrated import calibrated
 from convert.card import write_card
 from convert.evaluation import Evaluation
 from convert.files import copy_files, write_config, write_index
@@ -21,52 +23,52 @@ from convert.output import Output
 from convert.pipeline import Progress, ahead
 from convert.quality import Quality
 from convert.quantize import pieces, rounded
-from convert.recipe import Plan, Recipe
+from convert.recipe import Plan
 from convert.source import Source
 from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
-from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.model import Olmo3
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 
 
 class Conversion:
-    """Of `source` by `recipe`, with `dtype` for what is not quantized; left out, it is the source's."""
+    """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
 
-    def __init__(self, source: Source, recipe: Recipe, dtype: mx.Dtype | None) -> None:
-        self.source, self.dtype = source, dtype or source.dtype
-        if source.config.quantization is not None and recipe.default is not None:
-            how = source.config.quantization.default
-            raise ConvertError(
-                f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again "
-                f"loses more than it should: convert the original (or dequantize it: --dtype alone, "
-                f"bits=None)"
-            )
-        model = Olmo3(source.config)
-        self.names = list(model.tensors())
-        self.plan: Plan = recipe.plan(model)
+    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any.
+    """
+
+    def __init__(
+        self, source: Source, plan: Plan, dtype: mx.Dtype | None, tokens: mx.array | None = None
+    ) -> None:
+        self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
+        self.tokens = tokens
+        self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
         self.parameters = sum(prod(source.tensors[name].shape) for name in self.names)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the whole result, scales and unquantized tensors included."""
+        return self.layout.nbytes * 8 / self.parameters
 
     def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
         journal = Journal(folder, self._identity())
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
+        write_index(folder, self.layout, self.parameters)
+        write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
+        copy_files(words, folder)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
-        todo = [name for name in self.names if name not in journal.done]
-        for name, piece in ahead(self._converted(ahead(self._read(todo)))):
+        for name, piece in self._pieces(folder, set(journal.done)):
             output.write(name, piece)
             done += sum(array.nbytes for array in piece.values())
             if progress is not None:
                 progress(done, self.layout.nbytes)
         self.source.check_unchanged()
         output.finish()
-        write_index(folder, self.layout, self.parameters)
-        write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
-        copy_files(words, folder)
 
     def measure(self, folder: Path, evaluation: Evaluation, names: tuple[str, str]) -> Quality:
         """Measure what was written against the source, and write the card; `names` are what to call them."""
@@ -84,12 +86,24 @@ class Conversion:
             license=license,
             plan=self.plan,
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
-            bits_per_weight=self.layout.nbytes * 8 / self.parameters,
+            bits_per_weight=self.bits_per_weight,
             nbytes=self.layout.nbytes,
+            calibrated=self.tokens is not None,
             program=_PROGRAM,
             chats=(folder / "chat_template.jinja").exists(),
         )
         write_model_card(folder, made, quality)
+
+    def _pieces(self, folder: Path, done: set[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
+        """What each weight becomes, some rows at a time, less those that are `done`."""
+        todo = [name for name in self.names if name not in done]
+        if self.tokens is not None:
+            todo = [name for name in todo if self.plan.of(name) is None]
+        yield from ahead(self._converted(ahead(self._read(todo))))
+        if self.tokens is not None:
+            yield from calibrated(
+                self.source, self.plan, self.tokens, self.dtype, done=done, there=Source.open(folder)
+            )
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
         """Tensors by name, some rows at a time, in the dtype they will have."""
@@ -121,5 +135,10 @@ class Conversion:
             "program": _PROGRAM,
             "source": self.source.identity(),
             "dtype": str(self.dtype),
+            "calibration": _sha256(self.tokens),
             "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
         }
+
+
+def _sha256(tokens: mx.array | None) -> str | None:
+    return None if tokens is None else hashlib.sha256(memoryview(tokens)).hexdigest()  # type: ignore[arg-type]

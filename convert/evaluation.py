@@ -1,4 +1,4 @@
-"""The text that a quality card is measured on, cut into sequences of tokens."""
+"""Texts to measure and to calibrate on, cut into sequences of tokens."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from olmo3_mlx.errors import OptionError
 from olmo3_mlx.tokenizer import Tokenizer
 
 DEFAULT_TEXT = Path(__file__).parent / "text" / "evaluation.txt"
+CALIBRATION_TEXT = DEFAULT_TEXT.with_name("calibration.txt")
 DEFAULT_NAME = "the text that comes with olmo3-mlx"
 
 

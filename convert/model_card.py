@@ -29,6 +29,7 @@ class Made:
     dtype: str
     bits_per_weight: float
     nbytes: int
+    calibrated: bool
     program: str
     chats: bool
 
@@ -112,7 +113,8 @@ def _how(made: Made) -> str:
     if not made.plan.layers:
         return ""
     counts = Counter(made.plan.layers.values())
-    lines = ["| layers | bits | group size | mode |", "|---|---|---|---|"]
+    how_made = "Calibrated on text, block by block." if made.calibrated else "Rounded to nearest."
+    lines = [how_made, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
     for how, _ in counts.most_common():
         lines.append(f"| {_layers(made.plan, how)} | {how.bits} | {how.group_size} | {how.mode} |")
     return "\n".join([*lines, "", f"Norms{_unquantized(made.plan)} are {made.dtype}.", ""])

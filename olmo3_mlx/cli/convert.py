@@ -72,6 +72,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("bfloat16", "float16", "float32"),
         help="cast what is not quantized, and the scales (default: as in SOURCE)",
     )
+    how.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="quantize so that a text is read as the original reads it (default: one that comes along): "
+        "slower and closer; unless a recipe is given, layers that matter more get more bits at the same size",
+    )
+    how.add_argument(
+        "--target-bpw",
+        type=float,
+        metavar="X",
+        help="calibrate to X bits per weight in all, instead of --bits",
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.recipe and (args.bits or args.group_size or args.mode):
         raise OptionError("--recipe says bits, group size and mode: give either it or those")
-    only_cast = args.dtype and not (args.bits or args.mode)
+    if args.target_bpw and (args.recipe or args.bits or args.group_size or args.mode):
+        raise OptionError("--target-bpw chooses bits itself: leave out --bits, --group-size and --recipe")
+    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
     mode = args.mode or "affine"
 
     bar: tqdm[NoReturn]
@@ -98,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
             mode=mode,
             recipe=args.recipe,
             dtype=args.dtype,
+            calibrate=args.calibrate or False,
+            target_bpw=args.target_bpw,
             revision=args.revision,
             tokenizer=args.tokenizer,
             resume=args.resume,

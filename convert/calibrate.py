@@ -1,0 +1,239 @@
+"""Quantization calibrated on text, block after block, in memory for two blocks and the hidden states.
+
+    calibration = Calibration(source, plan, tokens)
+    tensors = calibration.embedding()
+    for index in range(source.config.num_hidden_layers):
+        tensors |= calibration.block(index)
+    tensors |= calibration.head()
+
+Each layer sees the inputs that the already quantized layers before it make of the text, and aims at
+what the original makes of its own (half of the way: see Decisions in CONTRIBUTING). Where a
+norm follows a layer, as Olmo 3's blocks have it after queries, keys, o_proj and down_proj, a token
+counts by one over its output's mean square, because that is what the norm makes of an error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from convert.gptq import Floats, quantized, searched
+from convert.layers import Layers
+from convert.source import Source
+from olmo3_mlx.model import Block
+from olmo3_mlx.quantization import Quantization
+
+Plan = Mapping[str, Quantization | None]  # layer path -> how it is quantized, None if it is not
+
+_Through = Callable[[Block, mx.array], mx.array]  # a block's input -> one of its layers'
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+_NORMED = ("q_proj", "k_proj", "o_proj", "down_proj")  # a norm over all of their outputs follows
+_AIM = 0.5  # how much of earlier layers' errors a layer is to make good
+_RIDGE = 0.01  # of the Hessian's mean diagonal
+_ROWS = 16384  # of embedding or head, quantized at once
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a layer's inputs are like: hessian = sum of x x^T, drift = sum of (original x - x) x^T, both
+    [n, n] and over tokens, weighted, where x is the input in the quantized model.
+    """
+
+    hessian: Floats
+    drift: Floats
+
+    @classmethod
+    def of(cls, pairs: Iterator[tuple[Floats, Floats]]) -> "Moments":
+        """From pairs of quantized and original inputs, each [tokens, n]."""
+        first, second = next(pairs)
+        drift: Floats = np.asarray((second - first).T @ first, np.float32)
+        moments = cls(first.T @ first, drift)
+        for here, there in pairs:
+            moments.hessian[...] += here.T @ here
+            moments.drift[...] += (there - here).T @ here
+        return moments
+
+    def aim(self, weight: Floats) -> Floats:
+        """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs."""
+        ridge = _RIDGE * float(np.mean(np.diag(self.hessian))) or 1.0
+        damped = self.hessian + ridge * np.eye(len(self.hessian), dtype=np.float32)
+        change = np.linalg.solve(damped, (weight @ self.drift).T).T
+        return np.asarray(weight + _AIM * change, np.float32)
+
+
+class Calibration:
+    """A model on its way through being quantized; the methods are called in the order shown above.
+
+    `tokens` [N, L] are the text; scales and biases are in `dtype`, by default the source's. Results are
+    a function of the arguments alone.
+    """
+
+    def __init__(self, source: Source, plan: Plan, tokens: mx.array, dtype: mx.Dtype | None = None) -> None:
+        self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
+        self._layers = Layers(source)
+        self._original = self._layers.embed(tokens)  # [N, L, hidden]
+        self._hidden = self._original  # what the quantized model has instead
+
+    def embedding(self) -> dict[str, mx.array]:
+        """The embedding's tensors; rows are looked up, so each is made for itself."""
+        how = self._plan.get(EMBEDDING)
+        if how is None:
+            return {}
+        made, dense = self._in_rows(EMBEDDING, how, None)
+        self._hidden = mx.array(dense)[self._tokens]
+        mx.eval(self._hidden)
+        return made
+
+    def block(self, index: int) -> dict[str, mx.array]:
+        """The tensors of block `index`'s quantized layers; blocks come in order."""
+        original, block = self._layers.block(index), self._layers.block(index)
+        path = f"model.layers.{index}"
+        weights = dict(tree_flatten(original.parameters()))
+        made: dict[str, mx.array] = {}
+        dequantized: list[tuple[str, mx.array]] = []
+
+        def make(names: tuple[str, ...], through: _Through) -> None:
+            """Quantize layers that share an input: what `through` makes of the block's."""
+            inputs = partial(self._inputs, original, block, through)
+            shared = None
+            for name in names:
+                how, weight = self._plan.get(f"{path}.{name}"), weights[f"{name}.weight"]
+                if how is None:
+                    continue
+                moments = None
+                if how.mode == "affine" and name.endswith(_NORMED):
+                    moments = Moments.of(inputs(weight))
+                elif how.mode == "affine":
+                    moments = shared = shared or Moments.of(inputs(None))
+                tensors, dense = self._made(f"{path}.{name}", np.array(weight), how, moments)
+                made.update(tensors)
+                dequantized.append((f"{name}.weight", mx.array(dense)))
+            block.load_weights(dequantized, strict=False)
+
+        make(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), lambda _, x: x)
+        make(("self_attn.o_proj",), _attended)
+        make(("mlp.gate_proj", "mlp.up_proj"), _between)
+        make(("mlp.down_proj",), _activated)
+        self._advance(original, block)
+        return made
+
+    def skip(self, index: int, block: Block) -> None:
+        """Go past block `index`, made before: `block` is it, in float32 as it dequantizes."""
+        self._advance(self._layers.block(index), block)
+
+    def head(self) -> dict[str, mx.array]:
+        """The head's tensors; none if it is the embedding."""
+        how = self._plan.get(HEAD)
+        if how is None or self._source.config.tie_word_embeddings:
+            return {}
+        norm, eps = self._layers.weight("model.norm.weight"), self._source.config.rms_norm_eps
+        moments = Moments.of(
+            (_flat(mx.fast.rms_norm(here, norm, eps)), _flat(mx.fast.rms_norm(there, norm, eps)))
+            for here, there in zip(self._hidden, self._original, strict=True)
+        )
+        return self._in_rows(HEAD, how, moments)[0]
+
+    def _made(
+        self, path: str, weight: Floats, how: Quantization, moments: Moments | None
+    ) -> tuple[dict[str, mx.array], Floats]:
+        """Tensors by name, and the weights that they stand for; without moments each row for itself."""
+        dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
+        if how.mode != "affine":
+            return _rounded(path, weight, how)
+        if moments is None:
+            codes = searched(weight, np.ones(weight.shape[1], np.float32), how, dtype)
+        else:
+            codes = quantized(moments.aim(weight), moments.hessian, how, dtype)
+        return codes.tensors(path), codes.dense()
+
+    def _inputs(
+        self,
+        original: Block,
+        block: Block,
+        through: _Through,
+        norm: mx.array | None,
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """A layer's inputs, one sequence at a time; `norm` is the weight whose output is normalised."""
+        for x, y in zip(self._hidden, self._original, strict=True):
+            here, there = _flat(through(block, x[None])), _flat(through(original, y[None]))
+            if norm is not None:
+                output = there @ np.array(norm).T
+                size = np.sqrt((output * output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
+                here, there = here / size, there / size
+            yield here, there
+
+    def _in_rows(
+        self, path: str, how: Quantization, moments: Moments | None
+    ) -> tuple[dict[str, mx.array], Floats]:
+        """Embedding or head, some rows at a time."""
+        tensor = self._source.tensors[f"{path}.weight"]
+        parts = []
+        for start in range(0, tensor.shape[0], _ROWS):
+            rows = tensor.rows(start, min(start + _ROWS, tensor.shape[0])).astype(mx.float32)
+            parts.append(self._made(path, np.array(rows), how, moments))
+        tensors = {name: mx.concatenate([made[name] for made, _ in parts]) for name in parts[0][0]}
+        return tensors, np.concatenate([dense for _, dense in parts])
+
+    def _advance(self, original: Block, block: Block) -> None:
+        self._original, self._hidden = _each(original, self._original), _each(block, self._hidden)
+
+
+def _rounded(path: str, weight: Floats, how: Quantization) -> tuple[dict[str, mx.array], Floats]:
+    """To nearest, for modes whose scales cannot be fitted."""
+    parts = mx.quantize(mx.array(weight), group_size=how.group_size, bits=how.bits, mode=how.mode)
+    codes, scales = parts[0], parts[1]
+    dense = mx.dequantize(
+        codes, scales, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=mx.float32
+    )
+    return {f"{path}.weight": codes, f"{path}.scales": scales}, np.array(dense)
+
+
+def _attended(block: Block, x: mx.array) -> mx.array:
+    """What o_proj gets."""
+    with _identity(block.self_attn, "o_proj"):
+        out: mx.array = block.self_attn(x, None)
+    return out
+
+
+def _between(block: Block, x: mx.array) -> mx.array:
+    """What the feed-forward gets."""
+    out: mx.array = x + block.post_attention_layernorm(block.self_attn(x, None))
+    return out
+
+
+def _activated(block: Block, x: mx.array) -> mx.array:
+    """What down_proj gets."""
+    with _identity(block.mlp, "down_proj"):
+        out: mx.array = block.mlp(_between(block, x))
+    return out
+
+
+@contextmanager
+def _identity(module: nn.Module, name: str) -> Iterator[None]:
+    """Let layer `name` of `module` give back its input."""
+    layer = getattr(module, name)
+    setattr(module, name, nn.Identity())
+    try:
+        yield
+    finally:
+        setattr(module, name, layer)
+
+
+def _each(block: Block, hidden: mx.array) -> mx.array:
+    """hidden [N, L, hidden] through `block`, one sequence at a time."""
+    done = []
+    for x in hidden:
+        done.append(block(x[None], None))
+        mx.eval(done[-1])
+    return mx.concatenate(done)
+
+
+def _flat(x: mx.array) -> Floats:
+    """[..., n] -> [tokens, n]."""
+    return np.array(x.reshape(-1, x.shape[-1]), np.float32)

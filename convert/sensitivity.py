@@ -1,0 +1,212 @@
+"""Which layers get more bits: measured by what rounding each one alone does to the next tokens.
+
+Every layer is rounded by itself at 4 bits, and the hidden states that result go through the rest of the
+model beside the original's, all of them in one pass over the blocks, so that each block is read once.
+The KL divergence at the end is the layer's cost; at other bits and group sizes it is taken to go with
+the squared error of the weights. They are taken to add up, so choosing is the knapsack's greedy walk
+along each layer's lower convex hull (Shoham and Gersho 1988).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+
+from convert.calibrate import EMBEDDING, HEAD
+from convert.gptq import Floats, searched
+from convert.layers import Layers
+from convert.source import Source
+from olmo3_mlx.model import Block
+from olmo3_mlx.quantization import Quantization
+
+CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
+
+_GAIN = 0.6  # what calibration leaves of a block's layer's cost, measured; the embedding has none
+_HEAD_GAIN = 0.8
+_SAMPLED_ROWS = 256
+_ROWS = 4096  # of the head at once
+_STATES_BYTES = 2**31  # of the hidden states of all models but one layer
+_LAYERS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+Option = tuple[float, float, Quantization]  # bits a weight takes, cost, how
+
+
+def choose(
+    source: Source, tokens: mx.array, target_bpw: float, candidates: Sequence[Quantization] = CANDIDATES
+) -> dict[str, Quantization]:
+    """A plan that takes at most `target_bpw` bits a weight in all, norms and unquantized layers
+    included, or, if that is not possible, the smallest one.
+
+    `tokens` [N, L] are measured on, as many sequences as memory allows; the result is a function of the
+    arguments alone. Layers whose inputs no group size divides are left out of the plan.
+    """
+    states = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size * tokens.shape[1]
+    found = costs(source, tokens[: max(1, _STATES_BYTES // states)])
+    return allocate(source, found, target_bpw, candidates)
+
+
+def allocate(
+    source: Source,
+    found: Mapping[str, float],
+    target_bpw: float,
+    candidates: Sequence[Quantization] = CANDIDATES,
+) -> dict[str, Quantization]:
+    """`choose` with the costs (path -> KL at 4 bits) measured before."""
+    hulls = {path: _hull(_options(source, path, cost, candidates)) for path, cost in found.items()}
+    hulls = {path: hull for path, hull in hulls.items() if hull}
+    sizes = {name.removesuffix(".weight"): int(np.prod(t.shape)) for name, t in source.tensors.items()}
+    rest = sum(
+        tensor.dtype.size * 8 * sizes[name.removesuffix(".weight")]
+        for name, tensor in source.tensors.items()
+        if name.removesuffix(".weight") not in hulls
+    )
+    left = target_bpw * sum(sizes.values()) - rest - sum(sizes[p] * hull[0][0] for p, hull in hulls.items())
+    steps = [
+        (-(a[1] - b[1]) / (sizes[path] * (b[0] - a[0])), path, i)
+        for path, hull in hulls.items()
+        for i, (a, b) in enumerate(pairwise(hull))
+    ]
+    chosen = dict.fromkeys(hulls, 0)
+    for _, path, i in sorted(steps):
+        price = sizes[path] * (hulls[path][i + 1][0] - hulls[path][i][0])
+        if chosen[path] == i and price <= left:
+            chosen[path] = i + 1
+            left -= price
+    return {path: hulls[path][i][2] for path, i in chosen.items()}
+
+
+def costs(source: Source, tokens: mx.array) -> dict[str, float]:
+    """Layer path -> KL divergence (nats a token) on tokens [N, L] of rounding that layer alone to 4 bits."""
+    layers = Layers(source)
+    hidden = layers.embed(tokens)
+    states = {"": hidden, EMBEDDING: _embedded(source, tokens)}  # "" is the original
+    for index in range(layers.count):
+        block = layers.block(index)
+        hidden = states[""]
+        states = {path: _run(block, state) for path, state in states.items()}
+        for name in _LAYERS:
+            weight = layers.weight(f"model.layers.{index}.{name}.weight")
+            block.load_weights([(f"{name}.weight", _rounded(weight))], strict=False)
+            states[f"model.layers.{index}.{name}"] = _run(block, hidden)
+            block.load_weights([(f"{name}.weight", weight)], strict=False)
+    return _divergences(layers, states)
+
+
+def _divergences(layers: Layers, states: dict[str, mx.array]) -> dict[str, float]:
+    """Each state's mean KL divergence from the original's, "", at the end; and that of a rounded head.
+
+    KL(p || q) = sum p (log p - log q) needs of q its normalizer and what p expects of its logits. Both add
+    up over pieces of the vocabulary, so that the head is read twice, whatever the number of states.
+    """
+    headed = EMBEDDING if layers.config.tie_word_embeddings else HEAD
+    normed = {path: layers.final_norm(_flat(state)) for path, state in states.items()}
+    original = normed[""]
+    totals = _logsumexp(original @ rows.T for rows in _head_rows(layers))
+    paths = [path for path in normed if path not in ("", headed)] + [headed]
+    expected = {path: mx.zeros(len(original)) for path in ("", *paths)}
+    sizes = {path: mx.full(len(original), -mx.inf) for path in paths}
+    for rows in _head_rows(layers):
+        logits = original @ rows.T
+        chance = mx.exp(logits - totals[:, None])
+        expected[""] += (chance * logits).sum(-1)
+        changed = _rounded(rows)
+        for path in paths:
+            theirs = normed.get(path, original) @ (changed if path == headed else rows).T
+            expected[path] += (chance * theirs).sum(-1)
+            sizes[path] = mx.logaddexp(sizes[path], mx.logsumexp(theirs, axis=-1))
+            mx.eval(expected[path], sizes[path])
+    own = expected[""] - totals
+    return {path: float((own - expected[path] + sizes[path]).mean().item()) for path in paths}  # type: ignore[arg-type]
+
+
+def _head_rows(layers: Layers) -> Iterator[mx.array]:
+    """The head's rows in float32, some at a time."""
+    head = layers.head
+    for start in range(0, head.shape[0], _ROWS):
+        yield head.rows(start, min(start + _ROWS, head.shape[0])).astype(mx.float32)
+
+
+def _logsumexp(pieces: Iterable[mx.array]) -> mx.array:
+    """Over the last axis of what comes in pieces of it."""
+    total = None
+    for piece in pieces:
+        size = mx.logsumexp(piece, axis=-1)
+        total = size if total is None else mx.logaddexp(total, size)
+        mx.eval(total)
+    assert total is not None
+    return total
+
+
+def _flat(hidden: mx.array) -> mx.array:
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _options(source: Source, path: str, cost: float, candidates: Sequence[Quantization]) -> list[Option]:
+    """What `path` may become, the cost after calibration guessed from the weights' squared error."""
+    tensor = source.tensors[f"{path}.weight"]
+    rows, width = tensor.shape
+    fitting = [how for how in candidates if width % how.group_size == 0]
+    if not fitting:
+        return []
+    step = max(1, rows // _SAMPLED_ROWS)
+    sample = np.concatenate(
+        [np.array(tensor.rows(i, i + 1).astype(mx.float32)) for i in range(0, rows, step)]
+    )
+    base = _error(sample, _probe(width)) or 1.0
+    gain = {EMBEDDING: 1.0, HEAD: _HEAD_GAIN}.get(path, _GAIN)
+    scale = tensor.dtype.size * 8 * 2  # bits of a scale and a bias
+    return [
+        (how.bits + scale / how.group_size, gain * cost * _error(sample, how) / base, how) for how in fitting
+    ]
+
+
+def _hull(options: Sequence[Option]) -> list[Option]:
+    """The lower convex hull: ever more bits, ever less gained by each."""
+    hull: list[Option] = []
+    for option in sorted(options, key=lambda o: o[:2]):
+        if hull and option[1] >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], option) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(a: Option, b: Option) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
+def _probe(width: int) -> Quantization:
+    """How a layer with `width` inputs is rounded to be measured; 1 group if none of MLX's divides them."""
+    return Quantization(4, next((g for g in (64, 32) if width % g == 0), width))
+
+
+def _error(weight: Floats, how: Quantization) -> float:
+    made = searched(weight, np.ones(weight.shape[1], np.float32), how, mx.bfloat16)
+    return float(((made.dense() - weight) ** 2).mean())
+
+
+def _rounded(weight: mx.array) -> mx.array:
+    width = weight.shape[1]
+    made = searched(np.array(weight), np.ones(width, np.float32), _probe(width), mx.bfloat16)
+    return mx.array(made.dense())
+
+
+def _embedded(source: Source, tokens: mx.array) -> mx.array:
+    """The text's hidden states from a rounded embedding."""
+    hidden = Layers(source).embed(tokens)
+    return _rounded(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
+
+
+def _run(block: Block, hidden: mx.array) -> mx.array:
+    out = block(hidden, None)
+    mx.eval(out)
+    return out

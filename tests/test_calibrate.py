@@ -1,0 +1,252 @@
+"""Calibrated quantization: what is written is what was meant, better than rounding, and repeatable."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+from convert.calibrate import Calibration, Moments
+from convert.gptq import Codes, packed, quantized, searched
+from convert.layers import Layers
+from convert.sensitivity import choose, costs
+from convert.source import Source
+from olmo3_mlx import Tokenizer
+from olmo3_mlx.quantization import Quantization
+
+
+def dequantized(made: Mapping[str, mx.array], path: str, how: Quantization) -> mx.array:
+    parts = [made[f"{path}.{kind}"] for kind in ("weight", "scales", "biases") if f"{path}.{kind}" in made]
+    if how.mode == "affine":
+        parts[1:] = [part.astype(mx.float32) for part in parts[1:]]
+    return mx.dequantize(*parts, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=mx.float32)
+
+
+def a_source(folder: Path, **changes: Any) -> Source:
+    two = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    config = {**TINY, **two, **changes}
+    tensors = {name: array.astype(mx.bfloat16) for name, array in random_model(config).tensors().items()}
+    return Source.open(save_checkpoint(folder, config, tensors, tokenizer=False))
+
+
+def a_text(rows: int = 4, length: int = 64, seed: int = 1) -> mx.array:
+    return mx.random.randint(0, TINY["vocab_size"], (rows, length), key=mx.random.key(seed))
+
+
+def every(source: Source, how: Quantization) -> dict[str, Quantization]:
+    return {
+        name.removesuffix(".weight"): how
+        for name, tensor in source.tensors.items()
+        if len(tensor.shape) == 2 and tensor.shape[1] % how.group_size == 0
+    }
+
+
+def calibrated(
+    source: Source, plan: Mapping[str, Quantization | None], text: mx.array
+) -> dict[str, mx.array]:
+    calibration = Calibration(source, plan, text)
+    made = calibration.embedding()
+    for index in range(source.config.num_hidden_layers):
+        made |= calibration.block(index)
+    return made | calibration.head()
+
+
+def kl(source: Source, weights: Mapping[str, mx.array], text: mx.array) -> float:
+    model = random_model(dict(source.data))
+    original = {name: Layers(source).weight(name) for name in source.tensors}
+    model.load_weights(list(original.items()))
+    reference = model(text)
+    model.load_weights(list({**original, **weights}.items()))
+    a, b = (x - mx.logsumexp(x, -1, keepdims=True) for x in (reference, model(text)))
+    return float((mx.exp(a) * (a - b)).sum(-1).mean().item())
+
+
+def a_layer(rows: int = 48, n: int = 128, seed: int = 0) -> tuple[Any, Any]:
+    """Weights, and the Hessian of inputs that go together, a few of them much larger than others."""
+    draw = np.random.default_rng(seed)
+    mixing = draw.normal(size=(n, n)) * np.exp(draw.normal(size=n)) / n**0.5
+    x = (draw.normal(size=(4 * n, n)) @ mixing).astype(np.float32)
+    return draw.normal(size=(rows, n)).astype(np.float32), x.T @ x
+
+
+def error(weight: Any, hessian: Any, made: Codes) -> float:
+    left = weight - made.dense()
+    return float((left @ hessian * left).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
+    weight = mx.random.normal((8, 128), key=mx.random.key(bits))
+    words, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
+    codes = mx.dequantize(words, mx.ones_like(scales), mx.zeros_like(biases), group_size=64, bits=bits)
+    assert np.array_equal(packed(np.array(codes), bits), np.array(words))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_each_step_lowers_the_error_of_the_outputs(bits: int) -> None:
+    weight, hessian = a_layer()
+    how = Quantization(bits, 64)
+    plain = error(weight, hessian, searched(weight, np.diag(hessian), how, mx.bfloat16))
+    gptq = error(weight, hessian, quantized(weight, hessian, how, mx.bfloat16, passes=0))
+    refitted = error(weight, hessian, quantized(weight, hessian, how, mx.bfloat16, passes=2))
+    assert gptq < 0.7 * plain
+    assert refitted < 0.9 * gptq
+
+
+def test_dead_inputs_are_no_trouble() -> None:
+    weight, hessian = a_layer()
+    hessian[5:20] = hessian[:, 5:20] = 0
+    made = quantized(weight, hessian, Quantization(4, 32), mx.bfloat16)
+    assert np.isfinite(made.dense()).all()
+    nothing = quantized(weight, np.zeros_like(hessian), Quantization(4, 32), mx.bfloat16)
+    assert np.abs(nothing.dense() - weight).max() < 1
+
+
+def test_constant_groups_come_back_exactly() -> None:
+    weight = np.full((4, 64), 0.5, np.float32)
+    weight[1] = 0
+    made = quantized(weight, np.eye(64, dtype=np.float32), Quantization(4, 64), mx.bfloat16)
+    assert np.abs(made.dense() - weight).max() < 1e-6
+
+
+def test_the_aim_makes_good_half_of_a_drift_in_the_inputs() -> None:
+    draw = np.random.default_rng(0)
+    there = draw.normal(size=(512, 32)).astype(np.float32)
+    weight = draw.normal(size=(8, 32)).astype(np.float32)
+    aim = Moments.of(iter([(0.8 * there, there)])).aim(weight)
+    assert np.abs(aim - 1.125 * weight).max() < 0.02  # half of 1 / 0.8 - 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 4}, {"tie_word_embeddings": True}])
+def test_calibrated_is_nearer_than_rounded_on_unseen_tokens(tmp_path: Path, changes: dict[str, Any]) -> None:
+    source = a_source(tmp_path / "a", **changes)
+    how = Quantization(4, 32)
+    plan = every(source, how)
+    made = calibrated(source, plan, a_text(16))
+    assert {name.rpartition(".")[0] for name in made} == plan.keys()
+    ours = {f"{path}.weight": dequantized(made, path, how) for path in plan}
+    plain = {}
+    for path in plan:
+        weight = Layers(source).weight(f"{path}.weight").astype(mx.bfloat16)
+        codes = dict(
+            zip(
+                (f"{path}.{kind}" for kind in ("weight", "scales", "biases")),
+                mx.quantize(weight, group_size=32, bits=4),
+                strict=True,
+            )
+        )
+        plain[f"{path}.weight"] = dequantized(codes, path, how)
+        for name, array in codes.items():
+            assert (made[name].shape, made[name].dtype) == (array.shape, array.dtype), name
+    unseen = a_text(2, seed=9)
+    assert kl(source, ours, unseen) < 0.85 * kl(source, plain, unseen)
+
+
+def test_the_same_text_gives_the_same_bytes_and_another_text_others(tmp_path: Path) -> None:
+    source = a_source(tmp_path / "a")
+    plan = every(source, Quantization(3, 32))
+    first, again, other = (calibrated(source, plan, a_text(2, seed=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[n].view(mx.uint8), again[n].view(mx.uint8)) for n in first)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not np.array_equal(first[name], other[name])
+
+
+def test_skipping_blocks_made_before_changes_nothing(tmp_path: Path) -> None:
+    source = a_source(tmp_path / "a")
+    how = Quantization(4, 32)
+    plan = every(source, how)
+    whole = calibrated(source, plan, a_text(2))
+    resumed = Calibration(source, plan, a_text(2))
+    resumed.embedding()
+    for index in range(1):
+        block = Layers(source).block(index)
+        prefix = f"model.layers.{index}."
+        names = [path.removeprefix(prefix) for path in plan if path.startswith(prefix)]
+        weights = [(f"{name}.weight", dequantized(whole, prefix + name, how)) for name in names]
+        block.load_weights(weights, strict=False)
+        resumed.skip(index, block)
+    for name, array in (resumed.block(1) | resumed.head()).items():
+        assert np.array_equal(array.view(mx.uint8), whole[name].view(mx.uint8)), name
+
+
+def test_other_modes_are_rounded_and_unplanned_layers_left_alone(tmp_path: Path) -> None:
+    source = a_source(tmp_path / "a")
+    how = Quantization(4, 32, "mxfp4")
+    plan: dict[str, Quantization | None] = {"model.layers.1.mlp.up_proj": how, "lm_head": None}
+    made = calibrated(source, plan, a_text(1))
+    assert set(made) == {"model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.scales"}
+    weight = Layers(source).weight("model.layers.1.mlp.up_proj.weight")
+    words, _ = mx.quantize(weight, group_size=32, bits=4, mode="mxfp4")
+    assert np.array_equal(made["model.layers.1.mlp.up_proj.weight"], words)
+
+
+@pytest.mark.parametrize("target", [3.6, 5.0, 7.0])
+def test_a_plan_keeps_to_its_budget_and_uses_it(tmp_path: Path, target: float) -> None:
+    source = a_source(tmp_path / "a")
+    plan = choose(source, a_text(1, 16), target)
+    bits = 0.0
+    for name, tensor in source.tensors.items():
+        how = plan.get(name.removesuffix(".weight"))
+        size = int(np.prod(tensor.shape))
+        bits += size * (16 if how is None else how.bits + 32 / how.group_size)
+    parameters = sum(int(np.prod(tensor.shape)) for tensor in source.tensors.values())
+    assert target - 0.2 < bits / parameters <= target
+
+
+@pytest.mark.parametrize("rows", [4096, 50])
+def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.sensitivity._ROWS", rows)  # 50: the head in pieces
+    source = a_source(tmp_path / "a")
+    text = a_text(2, 16)
+    found = costs(source, text)
+    for path in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):
+        weight = np.array(Layers(source).weight(f"{path}.weight"))
+        group = 64 if weight.shape[1] % 64 == 0 else 32
+        how = Quantization(4, group)
+        made = searched(weight, np.ones(weight.shape[1], np.float32), how, mx.bfloat16)
+        measured = kl(source, {f"{path}.weight": mx.array(made.dense())}, text)
+        assert abs(found[path] / measured - 1) < 0.02, path
+
+
+@pytest.mark.slow
+def test_a_trained_block_is_nearer_to_the_original_than_rounded(lab: Path) -> None:
+    """On text that it was not calibrated on, with the embedding already quantized in both."""
+    source = Source.open(lab)
+    tokenizer = Tokenizer.from_folder(lab)
+    ids = tokenizer.encode((lab.parents[1] / "text" / "treasure_island.txt").read_text()[100_000:140_000])
+    text, unseen = mx.array(ids[:4096]).reshape(8, 512), mx.array(ids[6000:6512])[None]
+    plan = every(source, Quantization(4, 64))
+    calibration = Calibration(source, plan, text)
+    made = calibration.embedding() | calibration.block(0)
+    layers = Layers(source)
+    path = "model.embed_tokens"
+    hidden = dequantized(made, path, plan[path])[unseen]
+    wanted = layers.block(0)(layers.embed(unseen), None)
+    errors = []
+    for calibrate in (True, False):
+        block = layers.block(0)
+        for name in [
+            path.removeprefix("model.layers.0.") for path in plan if path.startswith("model.layers.0.")
+        ]:
+            path = f"model.layers.0.{name}"
+            weight = layers.weight(f"{path}.weight").astype(mx.bfloat16)
+            parts = zip(
+                ("weight", "scales", "biases"), mx.quantize(weight, group_size=64, bits=4), strict=True
+            )
+            tensors = made if calibrate else {f"{path}.{kind}": array for kind, array in parts}
+            block.load_weights([(f"{name}.weight", dequantized(tensors, path, plan[path]))], strict=False)
+        errors.append(float(mx.square(block(hidden, None) - wanted).mean().item()))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_quantizing_is_not_slow() -> None:
+    weight, hessian = a_layer(256, 512)
+    began = time.perf_counter()
+    quantized(weight, hessian, Quantization(4, 64), mx.bfloat16)
+    assert time.perf_counter() - began < 10

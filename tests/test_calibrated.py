@@ -1,0 +1,177 @@
+"""Calibration in a conversion: sizes, sensible errors before the work, and going on after a stop."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, random_model, save_checkpoint
+
+from convert import convert as to_mlx
+from convert.measure import measure
+from convert.source import Source
+from olmo3_mlx import ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
+
+EVEN: dict[str, Any] = {
+    **TINY,
+    "vocab_size": 8192,
+    "intermediate_size": 128,
+    "eos_token_id": [8190, 8188],
+    "dtype": "bfloat16",
+}
+FEW = {"convert._CALIBRATION_TOKENS": 512, "convert._SENSITIVITY_TOKENS": 64, "convert._LENGTH": 64}
+WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FEW.items():
+        monkeypatch.setattr(name, value)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tensors = {name: a.astype(mx.bfloat16) for name, a in random_model(EVEN).tensors().items()}
+    return save_checkpoint(tmp_path_factory.mktemp("calibrated") / "source", EVEN, tensors)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(WORDS.format(7 * i, i * i) for i in range(100)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrated in one go."""
+    dest = tmp_path_factory.mktemp("whole") / "dest"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FEW.items():
+            patch.setattr(name, value)
+        to_mlx(source, dest, calibrate=text, bits=4)
+    return dest
+
+
+def kl(original: Path, result: Path, text: Path) -> float:
+    tokenizer = Tokenizer.from_folder(original)
+    tokens = mx.array(tokenizer.encode(text.read_text())[:512]).reshape(8, 64)
+    return measure(Source.open(original), Source.open(result), tokens).kl_mean
+
+
+def test_calibrated_weights_come_nearer_than_rounded_ones_of_the_same_size(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    plain = to_mlx(source, tmp_path / "plain", bits=3)
+    better = to_mlx(source, tmp_path / "better", bits=3, calibrate=text)
+    assert better.bits_per_weight <= plain.bits_per_weight
+    assert kl(source, tmp_path / "better", text) < 0.7 * kl(source, tmp_path / "plain", text)
+    assert isinstance(load(tmp_path / "better")[0], Olmo3)
+    assert "Calibrated on text" in (tmp_path / "better" / "README.md").read_text()
+    assert "Rounded to nearest" in (tmp_path / "plain" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", [3.5, 5.25])
+def test_a_target_is_met_and_nearly_used_up(source: Path, tmp_path: Path, target: float) -> None:
+    report = to_mlx(source, tmp_path / "dest", target_bpw=target)
+    assert target - 0.1 < report.bits_per_weight <= target
+
+
+def test_a_recipe_stays_as_it_is_when_calibrated(source: Path, text: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('bits = 4\n[layers]\n"*.down_proj" = 6\n"model.embed_tokens" = "none"\n')
+    to_mlx(source, tmp_path / "plain", recipe=recipe)
+    to_mlx(source, tmp_path / "better", recipe=recipe, calibrate=text)
+    plain, better = (mx.load(str(tmp_path / n / "model.safetensors")) for n in ("plain", "better"))
+    assert isinstance(plain, dict)
+    assert isinstance(better, dict)
+    assert {n: (a.shape, a.dtype) for n, a in plain.items()} == {
+        n: (a.shape, a.dtype) for n, a in better.items()
+    }
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        assert mx.array_equal(plain[name], better[name]).item()
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not mx.array_equal(plain[name], better[name]).item()
+
+
+@pytest.mark.parametrize("stop_at", [9, 30, 46])
+def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(
+    source: Path, text: Path, whole: Path, tmp_path: Path, stop_at: int
+) -> None:
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop)
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
+    files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (whole, tmp_path / "dest")]
+    assert files[0] == files[1]
+
+
+def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[40:] * 2)
+    with pytest.raises(ConvertError, match=r"is another one \(calibration: "):
+        to_mlx(source, tmp_path / "dest", calibrate=other, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target_bpw": 0.5}, OptionError, "target_bpw must be between 1 and 16"),
+        ({"target_bpw": 4.5, "recipe": "x"}, OptionError, "without a recipe"),
+        ({"target_bpw": 1.5}, ConvertError, r"1\.5 bits per weight cannot be reached: the least .* is 2\."),
+        ({"calibrate": True, "mode": "mxfp4"}, OptionError, "calibration is for affine quantization"),
+        ({"calibrate": True, "bits": None}, OptionError, "calibration is for affine quantization"),
+        ({"calibrate": True, "keep": False}, OptionError, "--no-keep"),
+        ({"calibrate": "no/such/file"}, OptionError, "no/such/file: the text cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_work(
+    source: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    if "recipe" in options:
+        options = {**options, "recipe": tmp_path / "recipe.toml"}
+        options["recipe"].write_text("bits = 4\n")
+    with pytest.raises(error, match=words):
+        to_mlx(source, tmp_path / "dest", **options)
+    assert not list(tmp_path.glob("*dest*"))
+
+
+def test_a_text_too_short_to_calibrate_on_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    with pytest.raises(OptionError, match=r"the text is too short: 512 tokens are needed"):
+        to_mlx(source, tmp_path / "dest", calibrate=tmp_path / "short.txt")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, text: Path) -> None:
+    small = {**EVEN, "vocab_size": 128, "eos_token_id": 0}
+    folder = save_checkpoint(tmp_path / "small", small, random_model(small).tensors())
+    with pytest.raises(PromptError, match="token ids must lie in 0 to 127"):
+        to_mlx(folder, tmp_path / "dest", calibrate=text)
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_long_work(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    tensors = random_model(EVEN).tensors()
+    broken = mx.array(tensors["model.layers.3.mlp.down_proj.weight"])
+    broken[5, 7] = float("nan")
+    tensors["model.layers.3.mlp.down_proj.weight"] = broken
+    folder = save_checkpoint(tmp_path / "broken", EVEN, tensors)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("bits = 4\n")
+    seen: list[int] = []
+    with pytest.raises(Exception, match=r"model\.layers\.3\.mlp\.down_proj\.weight"):
+        to_mlx(folder, tmp_path / "dest", calibrate=text, recipe=recipe, progress=lambda d, t: seen.append(d))
+    assert len(seen) <= 17  # norms alone
