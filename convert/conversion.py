@@ -133,6 +133,7 @@ class Conversion:
     def _identity(self) -> dict[str, Any]:
         return {
             "program": _PROGRAM,
+            "device": mx.default_device().type.name,  # they do not round alike
             "source": self.source.identity(),
             "dtype": str(self.dtype),
             "calibration": _sha256(self.tokens),

@@ -90,7 +90,19 @@ class Recipe:
         return self.default, False
 
 
-RECIPES: Mapping[str, Recipe] = {}
+def _mixed(few: int, more: int, *kinds: str) -> "Recipe":
+    """`few` bits, and `more` for these kinds of layers, in groups of 64."""
+    return Recipe(Quantization(few, 64), tuple((f"*.{kind}", Quantization(more, 64)) for kind in kinds))
+
+
+# Who gets more was measured on the lab's checkpoints (BENCHMARKS.md): an error in v_proj and o_proj costs two
+# to forty times what it does elsewhere, by the weight, and they are small; down_proj and gate_proj come next.
+# Embedding and head are large and cost little by the weight.
+RECIPES: Mapping[str, Recipe] = {
+    "mixed_3_5": _mixed(3, 5, "v_proj", "o_proj", "down_proj"),
+    "mixed_4_5": _mixed(4, 5, "v_proj", "o_proj", "gate_proj", "down_proj"),
+    "mixed_4_6": _mixed(4, 6, "v_proj", "o_proj"),
+}
 
 
 def uniform(bits: int, group_size: int | None = None, mode: str = "affine") -> Quantization:
@@ -152,5 +164,9 @@ def _rule(path: Path, pattern: str, value: Any, default: Quantization) -> Quanti
         raise ConfigError(
             f'{path}: expected bits, a table such as {{ bits = 6, group_size = 32 }} or "none" for '
             f"{pattern!r}, got {value!r}"
+        )
+    if unknown := sorted(value.keys() - {"bits", "group_size", "mode"}):
+        raise ConfigError(
+            f"{path}: expected bits, group_size and mode for {pattern!r}, got {', '.join(unknown)}"
         )
     return Quantization.from_fields(Fields(value, f"{path}, {pattern!r}"), default)

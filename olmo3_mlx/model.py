@@ -172,11 +172,9 @@ class Olmo3(nn.Module):
 
     def quantizable(self) -> dict[str, tuple[int, int]]:
         """The layers that can be quantized, by path: linear ones, embedding and head, [outputs, inputs]."""
-        return {
-            path: (module.weight.shape[0], module.weight.shape[1])
-            for path, module in self.named_modules()
-            if isinstance(module, nn.Linear | nn.Embedding)
-        }
+        layers = {p for p, module in self.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+        shapes = {name.removesuffix(".weight"): array.shape for name, array in self.tensors().items()}
+        return {path: (shape[0], shape[1]) for path, shape in shapes.items() if path in layers}
 
     def make_caches(
         self,

@@ -634,7 +634,7 @@ def test_after_a_disk_that_filled_up_the_work_goes_on(
 
     words = r"could not write .*dest: No space left on device; make room, then go on with --resume"
     with monkeypatch.context() as patch, pytest.raises(ConvertError, match=words):
-        patch.setattr(shutil, "copyfile", full)
+        patch.setattr("convert.conversion.write_model_card", full)
         to_mlx(source, dest)
     assert beside(dest) == [".dest.unfinished"]
     written: list[int] = []

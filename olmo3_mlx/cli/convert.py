@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the result against SOURCE and write QUALITY.md (default: if it is quantized)",
     )
     parser.add_argument("--text", metavar="FILE", help="measure on this text (default: one that comes along)")
+    _add_how(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to quantize")
     how.add_argument(
         "--bits",
@@ -65,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="MLX's quantization (default: affine)"
     )
     how.add_argument(
-        "--recipe", metavar="NAME|FILE", help="which layers get how many bits: a name, or a TOML file"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="which layers get how many bits: mixed_3_5, mixed_4_5, mixed_4_6, or a TOML file",
     )
     how.add_argument(
         "--dtype",
@@ -86,7 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="calibrate to X bits per weight in all, instead of --bits",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
