@@ -19,7 +19,11 @@ EVEN: dict[str, Any] = {
     "eos_token_id": [8190, 8188],
     "dtype": "bfloat16",
 }
-FEW = {"convert._CALIBRATION_TOKENS": 512, "convert._SENSITIVITY_TOKENS": 64, "convert._LENGTH": 64}
+FEW = {
+    "convert.planning._CALIBRATION_TOKENS": 512,
+    "convert.planning._SENSITIVITY_TOKENS": 64,
+    "convert.planning._LENGTH": 64,
+}
 WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
 
 

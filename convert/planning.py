@@ -1,0 +1,96 @@
+"""What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from convert.conversion import Conversion
+from convert.evaluation import CALIBRATION_TEXT, Evaluation, read_text, text_tokens
+from convert.recipe import Plan, Recipe
+from convert.sensitivity import choose
+from convert.source import Source
+from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
+from olmo3_mlx.model import Olmo3, check_token_ids
+from olmo3_mlx.tokenizer import Tokenizer
+
+_CALIBRATION_TOKENS = 8192  # in sequences of _LENGTH
+_SENSITIVITY_TOKENS = 1024  # of those, on which layers are weighed against each other
+_TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
+
+
+class Wishes(NamedTuple):
+    """What was asked of calibration; `fixed` if a recipe says which layer has how many bits."""
+
+    calibrate: bool | str | Path
+    target_bpw: float | None
+    fixed: bool
+
+    def check(self, bits: int | None, keep: bool, card: bool | None) -> None:
+        """Raise OptionError for wishes that cannot be, or not together."""
+        target = self.target_bpw
+        if target is not None and (self.fixed or bits is None or not 1 < target < 16):
+            raise OptionError(f"target_bpw must be between 1 and 16, without a recipe, not {target}")
+        if (self.calibrate or target is not None) and not keep:
+            raise OptionError(
+                "calibration reads the original more than once: leave out keep=False (--no-keep)"
+            )
+        if card and not keep:
+            raise OptionError("a card needs the original again: give either card or keep=False (--no-keep)")
+
+
+def planned(
+    source: Source, recipe: Recipe, dtype: mx.Dtype | None, words: Path, wishes: Wishes
+) -> Conversion:
+    """What is to be done, found out before the long work."""
+    plan = recipe.plan(Olmo3(source.config))
+    if source.config.quantization is not None and plan.layers:
+        how = source.config.quantization.default
+        raise ConvertError(
+            f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again loses "
+            f"more than it should: convert the original (or dequantize it: --dtype alone, bits=None)"
+        )
+    rounding = Conversion(source, plan, dtype)
+    if not wishes.calibrate and wishes.target_bpw is None:
+        return rounding
+    if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
+        raise OptionError("calibration is for affine quantization: leave out the mode, or calibrate")
+    tokens = _calibration_tokens(source, words, wishes.calibrate)
+    if wishes.fixed:
+        return Conversion(source, plan, dtype, tokens)
+    target = wishes.target_bpw or rounding.bits_per_weight
+    some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
+    chosen = Conversion(source, Plan(choose(source, some, target)), dtype, tokens)
+    if chosen.bits_per_weight > target + 1e-9:
+        raise ConvertError(
+            f"{target} bits per weight cannot be reached: the least for this model is "
+            f"{chosen.bits_per_weight:.3f}"
+        )
+    return chosen
+
+
+def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Path) -> mx.array:
+    file = CALIBRATION_TEXT if isinstance(calibrate, bool) else Path(calibrate)
+    length = min(_LENGTH, source.config.max_position_embeddings)
+    tokens = text_tokens(read_text(file), Tokenizer.from_folder(words), length, _CALIBRATION_TOKENS // length)
+    check_token_ids(tokens, source.config.vocab_size)
+    return tokens
+
+
+def evaluation(
+    work: Conversion, words: Path, text: str | Path | None, card: bool | None
+) -> tuple[Evaluation | None, str]:
+    """The text to measure on, or why there is none. Found out before the long work, as it may be told."""
+    if card is False or (card is None and not work.plan.layers):
+        return None, ""
+    try:
+        file = None if text is None else Path(text)
+        config = work.source.config
+        length = min(_LENGTH, config.max_position_embeddings)
+        found = Evaluation.make(file, Tokenizer.from_folder(words), _TOKENS, length)
+        check_token_ids(found.tokens, config.vocab_size)
+    except Olmo3Error as error:
+        if card or text is not None:
+            raise
+        return None, str(error)
+    return found, ""
