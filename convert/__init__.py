@@ -101,8 +101,11 @@ def convert(
         work = planned(origin, how, cast, words, wishes)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
-        names = (str(source), Path(dest).name)
-        quality = None if measured_on is None else work.measure(folder, measured_on, names)
+        quality = None
+        if measured_on is not None:
+            again = ["olmo3", "compare", str(source), Path(dest).name, *measured_on.options]
+            again += ["--revision-a", revision] if revision else []
+            quality, no_card = work.measure(folder, measured_on, again)
         work.describe(folder, upload_to or Path(dest).name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:

@@ -33,7 +33,7 @@ def calibrated(
     names = [name for name in source.tensors if plan.of(name) is not None]
     for name in names:
         for rows in pieces(source.tensors[name]):
-            check_finite({name: rows}, source.folder)
+            check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)
     calibration, written = Calibration(source, plan.layers, tokens, dtype), Layers(there)
     waiting = set(names) - set(done)
     made_by: dict[str, Callable[[], dict[str, mx.array]]] = {

@@ -27,6 +27,7 @@ from convert.recipe import Plan
 from convert.source import Source
 from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
+from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
@@ -70,12 +71,16 @@ class Conversion:
         self.source.check_unchanged()
         output.finish()
 
-    def measure(self, folder: Path, evaluation: Evaluation, names: tuple[str, str]) -> Quality:
-        """Measure what was written against the source, and write the card; `names` are what to call them."""
-        quality = measure(self.source, Source.open(folder), evaluation.tokens)
-        command = shlex.join(["olmo3", "compare", *names, "--tokens", str(evaluation.tokens.size)])
-        write_card(folder, quality, evaluation.measured(*names, command))
-        return quality
+    def measure(self, folder: Path, evaluation: Evaluation, command: list[str]) -> tuple[Quality | None, str]:
+        """Measure what was written against the source, and write the card; `command` does so again. Where
+        that fails the result is whole all the same: then there is no card, and why.
+        """
+        try:
+            quality = measure(self.source, Source.open(folder), evaluation.tokens)
+            write_card(folder, quality, evaluation.measured(command[2], command[3], shlex.join(command)))
+        except Olmo3Error as error:
+            return None, str(error)
+        return quality, ""
 
     def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
         """Write the model card; the model is called `name`."""

@@ -38,6 +38,14 @@ class Evaluation:
     text_sha256: str
     tokens: mx.array
     decode: Callable[[Sequence[int]], str]
+    file: Path | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """What `olmo3 compare` is to be told for the same tokens."""
+        count, length = self.tokens.shape
+        text = [] if self.file is None else ["--text", str(self.file)]
+        return [*text, "--tokens", str(count * length), "--length", str(length)]
 
     @classmethod
     def make(cls, file: Path | None, tokenizer: Tokenizer, count: int, length: int) -> "Evaluation":
@@ -53,6 +61,7 @@ class Evaluation:
             text_sha256=hashlib.sha256(text.encode()).hexdigest(),
             tokens=text_tokens(text, tokenizer, length, max(1, count // max(1, length))),
             decode=tokenizer.decode,
+            file=file,
         )
 
     def measured(self, original: str, result: str, command: str) -> Measured:

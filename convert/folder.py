@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convert.journal import NAME as JOURNAL
 from convert.layout import Layout
-from olmo3_mlx.durable import flush
+from olmo3_mlx.durable import flush, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
 
 _LOCK = "lock"
@@ -31,7 +31,8 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
     """
     dest = dest.expanduser().absolute()
     folder = unfinished(dest)
-    _check(dest, folder, resume)
+    if os.path.lexists(dest):
+        raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
     made = [parent for parent in dest.parents if not parent.exists()]
     new = not (folder / JOURNAL).exists()
     try:
@@ -44,6 +45,12 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConvertError(f"another process is converting to {dest}: let it finish") from None
+        if not new and not resume:
+            raise ConvertError(
+                f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), "
+                f"or remove that folder to begin anew"
+            )
+        remove_unfinished(folder)
         try:
             yield folder
             _complete(folder, dest)
@@ -73,16 +80,6 @@ def check_room(folder: Path, layout: Layout, extra: int = 0) -> None:
 
 def _allocated(file: Path) -> int:
     return file.stat().st_blocks * 512 if file.exists() else 0  # the files have holes where nothing is yet
-
-
-def _check(dest: Path, folder: Path, resume: bool) -> None:
-    if os.path.lexists(dest):
-        raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
-    if (folder / JOURNAL).exists() and not resume:
-        raise ConvertError(
-            f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), or "
-            f"remove that folder to begin anew"
-        )
 
 
 def _complete(folder: Path, dest: Path) -> None:

@@ -60,7 +60,7 @@ def planned(
         return Conversion(source, plan, dtype, tokens)
     target = wishes.target_bpw or rounding.bits_per_weight
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
-    chosen = Conversion(source, Plan(choose(source, some, target)), dtype, tokens)
+    chosen = Conversion(source, Plan(choose(source, some, target, dtype=rounding.dtype)), dtype, tokens)
     if chosen.bits_per_weight > target + 1e-9:
         raise ConvertError(
             f"{target} bits per weight cannot be reached: the least for this model is "

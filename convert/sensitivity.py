@@ -40,17 +40,23 @@ Option = tuple[float, float, Quantization]  # bits a weight takes, cost, how
 
 
 def choose(
-    source: Source, tokens: mx.array, target_bpw: float, candidates: Sequence[Quantization] = CANDIDATES
+    source: Source,
+    tokens: mx.array,
+    target_bpw: float,
+    candidates: Sequence[Quantization] = CANDIDATES,
+    *,
+    dtype: mx.Dtype | None = None,
 ) -> dict[str, Quantization]:
     """A plan that takes at most `target_bpw` bits a weight in all, norms and unquantized layers
     included, or, if that is not possible, the smallest one.
 
-    `tokens` [N, L] are measured on, as many sequences as memory allows; the result is a function of the
-    arguments alone. Layers whose inputs no group size divides are left out of the plan.
+    Scales and what is not quantized are in `dtype`, by default the source's. `tokens` [N, L] are measured
+    on, as many sequences as memory allows; the result is a function of the arguments alone. Layers whose
+    inputs no group size divides are left out of the plan.
     """
     states = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size * tokens.shape[1]
     found = costs(source, tokens[: max(1, _STATES_BYTES // states)])
-    return allocate(source, found, target_bpw, candidates)
+    return allocate(source, found, target_bpw, candidates, dtype=dtype)
 
 
 def allocate(
@@ -58,13 +64,15 @@ def allocate(
     found: Mapping[str, float],
     target_bpw: float,
     candidates: Sequence[Quantization] = CANDIDATES,
+    *,
+    dtype: mx.Dtype | None = None,
 ) -> dict[str, Quantization]:
     """`choose` with the costs (path -> KL at 4 bits) measured before."""
-    hulls = {path: _hull(_options(source, path, cost, candidates)) for path, cost in found.items()}
+    hulls = {path: _hull(_options(source, path, cost, candidates, dtype)) for path, cost in found.items()}
     hulls = {path: hull for path, hull in hulls.items() if hull}
     sizes = {name.removesuffix(".weight"): int(np.prod(t.shape)) for name, t in source.tensors.items()}
     rest = sum(
-        tensor.dtype.size * 8 * sizes[name.removesuffix(".weight")]
+        (dtype or tensor.dtype).size * 8 * sizes[name.removesuffix(".weight")]
         for name, tensor in source.tensors.items()
         if name.removesuffix(".weight") not in hulls
     )
@@ -149,7 +157,9 @@ def _flat(hidden: mx.array) -> mx.array:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _options(source: Source, path: str, cost: float, candidates: Sequence[Quantization]) -> list[Option]:
+def _options(
+    source: Source, path: str, cost: float, candidates: Sequence[Quantization], dtype: mx.Dtype | None
+) -> list[Option]:
     """What `path` may become, the cost after calibration guessed from the weights' squared error."""
     tensor = source.tensors[f"{path}.weight"]
     rows, width = tensor.shape
@@ -162,7 +172,7 @@ def _options(source: Source, path: str, cost: float, candidates: Sequence[Quanti
     )
     base = _error(sample, _probe(width)) or 1.0
     gain = {EMBEDDING: 1.0, HEAD: _HEAD_GAIN}.get(path, _GAIN)
-    scale = tensor.dtype.size * 8 * 2  # bits of a scale and a bias
+    scale = (dtype or tensor.dtype).size * 8 * 2  # bits of a scale and a bias
     return [
         (how.bits + scale / how.group_size, gain * cost * _error(sample, how) / base, how) for how in fitting
     ]

@@ -14,7 +14,7 @@ from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some,
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import CheckpointError, ConvertError
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.hub import TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
+from olmo3_mlx.hub import INDEX, TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
 from olmo3_mlx.model import Olmo3
 
 
@@ -129,6 +129,11 @@ def _all_stored(folder: Path) -> dict[str, Stored]:
         if twice:
             raise CheckpointError(f"{file}: holds tensors that another file holds too: {name_some(twice)}")
         tensors |= found
+    index = folder / INDEX
+    promised = read_json(index)["weight_map"] if index.is_file() else {}
+    lacking = sorted(promised.keys() - tensors.keys())
+    if lacking:
+        raise CheckpointError(f"{index}: promises tensors that no file holds: {name_some(lacking)}")
     return tensors
 
 

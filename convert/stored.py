@@ -140,15 +140,17 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError("its header is longer than it")
-            header = json.loads(stream.read(length))
-        return {
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
+        tensors = {
             name: _stored(file, name, entry, 8 + length, size)
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        _check_apart(tensors)
+        return tensors
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
 
 
@@ -158,8 +160,27 @@ def _stored(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: i
             f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(DTYPES)}: it was not written by "
             f"MLX or for Olmo 3"
         )
-    tensor = Stored(file, begin + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
-    stop = begin + entry["data_offsets"][1]
+    start, stop = (begin + offset for offset in entry["data_offsets"])
+    tensor = Stored(file, start, tuple(entry["shape"]), entry["dtype"])
+    if not all(type(n) is int and n >= 0 for n in (*tensor.shape, *entry["data_offsets"])):
+        raise ValueError(f"{name} has a shape or offsets that cannot be")
     if stop > size or stop - tensor.offset != tensor.nbytes:
         raise ValueError(f"{name} does not lie where the header says")
     return tensor
+
+
+def _check_apart(tensors: Mapping[str, Stored]) -> None:
+    """Raise ValueError if two tensors share bytes."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end:
+            raise ValueError(f"{name} lies on another tensor")
+        end = tensor.offset + tensor.nbytes
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may stand twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found

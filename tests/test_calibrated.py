@@ -10,7 +10,7 @@ from conftest import TINY, random_model, save_checkpoint
 from convert import convert as to_mlx
 from convert.measure import measure
 from convert.source import Source
-from olmo3_mlx import ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
+from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
 
 EVEN: dict[str, Any] = {
     **TINY,
@@ -79,6 +79,26 @@ def test_calibrated_weights_come_nearer_than_rounded_ones_of_the_same_size(
 def test_a_target_is_met_and_nearly_used_up(source: Path, tmp_path: Path, target: float) -> None:
     report = to_mlx(source, tmp_path / "dest", target_bpw=target)
     assert target - 0.1 < report.bits_per_weight <= target
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_target_counts_scales_in_the_dtype_that_they_will_have(
+    source: Path, tmp_path: Path, dtype: str
+) -> None:
+    report = to_mlx(source, tmp_path / "dest", target_bpw=5.5, dtype=dtype)
+    assert 5.4 < report.bits_per_weight <= 5.5
+
+
+def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    tensors = random_model(EVEN).tensors()
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] * 1e7
+    large = save_checkpoint(tmp_path / "large", EVEN, tensors)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("bits = 4\n")
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight: .* choose a wider dtype"):
+        to_mlx(large, tmp_path / "dest", calibrate=text, recipe=recipe, dtype="float16")
 
 
 def test_a_recipe_stays_as_it_is_when_calibrated(source: Path, text: Path, tmp_path: Path) -> None:

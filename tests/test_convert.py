@@ -41,6 +41,7 @@ EVEN: dict[str, Any] = {
 }
 EVEN_WEIGHTS = 2 * 8192 * 64 + 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)  # in matrices
 EVEN_NORMS = 4 * (3 * 64 + 32) + 64
+EMBEDDING = "model.embed_tokens.weight"
 IDS = [(7 * i * i + 3 * i) % 8192 for i in range(40)]
 TOKENS = mx.array([IDS])
 
@@ -596,6 +597,51 @@ def test_a_source_that_cannot_be_run_is_not_converted(
     assert beside(dest) == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["lm_head.weight"].update(data_offsets=[-100, 20]),
+        lambda header: header["lm_head.weight"].update(data_offsets=[1]),
+        lambda header: header["lm_head.weight"].update(shape=[8192.0, 64.0]),
+        lambda header: header["lm_head.weight"].update(data_offsets=header[EMBEDDING]["data_offsets"]),
+        lambda header: header["lm_head.weight"].pop("dtype"),
+        lambda header: header.update({"lm_head.weight": 5}),
+    ],
+    ids=["before the data", "one offset", "no whole numbers", "on another tensor", "no dtype", "a number"],
+)
+def test_a_header_that_cannot_be_is_refused(source: Path, dest: Path, change: Callable[[Any], Any]) -> None:
+    file = source / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut short"):
+        to_mlx(source, dest)
+    assert beside(dest) == []
+
+
+def test_an_index_that_promises_what_no_file_holds_is_refused(source: Path, dest: Path) -> None:
+    names = dict.fromkeys([*stored(source), "model.extra.weight"], "model.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(CheckpointError, match=r"promises tensors that no file holds: model\.extra\.weight"):
+        to_mlx(source, dest)
+
+
+def test_a_card_that_cannot_be_written_costs_nothing(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise ConvertError("No space left on device")
+
+    monkeypatch.setattr("convert.conversion.write_card", full)
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    report = to_mlx(source, dest, card=True)
+    assert report.no_card == "No space left on device"
+    assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)
+
+
 def test_a_failed_conversion_leaves_no_parents_that_it_made(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         to_mlx(tmp_path / "no" / "such" / "source", tmp_path / "a" / "b" / "dest")
@@ -698,6 +744,7 @@ def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(
     monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
     with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with --resume"):
         to_mlx(source, dest)
+    (dest.parent / ".dest.unfinished" / ".unfinished-x.png").write_bytes(b"of a card")
     written: list[int] = []
     to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
     assert len(written) < len(stored(source)) - 10  # and not from the beginning
@@ -766,8 +813,9 @@ def test_resume_without_anything_to_go_on_with_begins(source: Path, dest: Path) 
 
 def test_two_conversions_to_one_destination_are_not_made_at_once(source: Path, dest: Path) -> None:
     def again(done: int, total: int) -> None:
-        with pytest.raises(ConvertError, match="another process is converting to"):
-            to_mlx(source, dest, resume=True)
+        for resume in (True, False):
+            with pytest.raises(ConvertError, match="another process is converting to"):
+                to_mlx(source, dest, resume=resume)
 
     to_mlx(source, dest, progress=again)
     assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)
