@@ -90,7 +90,6 @@ def convert(
     """
     begin = time.perf_counter()
     how = _recipe(bits, group_size, mode, recipe)
-    cast = None if dtype is None else dtype_named(dtype)
     wishes = Wishes(calibrate, target_bpw, recipe is not None)
     wishes.check(bits, keep, card)
     if upload_to is not None:
@@ -98,7 +97,7 @@ def convert(
     with new_folder(Path(dest), resume=resume) as folder:
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else resolve(tokenizer, weights=False)
-        work = planned(origin, how, cast, words, wishes)
+        work = planned(origin, how, None if dtype is None else dtype_named(dtype), words, wishes)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
         quality = None

@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from convert.fisher import embedding_hessian
 from convert.gptq import Floats, quantized, searched
 from convert.layers import Layers
 from convert.source import Source
@@ -81,11 +82,15 @@ class Calibration:
         self._hidden = self._original  # what the quantized model has instead
 
     def embedding(self) -> dict[str, mx.array]:
-        """The embedding's tensors; rows are looked up, so each is made for itself."""
+        """The embedding's tensors; an error in it counts by what the whole model makes of it."""
         how = self._plan.get(EMBEDDING)
         if how is None:
             return {}
-        made, dense = self._in_rows(EMBEDDING, how, None)
+        moments = None
+        if how.mode == "affine":
+            hessian = embedding_hessian(self._source, self._tokens)
+            moments = Moments(hessian, np.zeros_like(hessian))
+        made, dense = self._in_rows(EMBEDDING, how, moments)
         self._hidden = mx.array(dense)[self._tokens]
         mx.eval(self._hidden)
         return made

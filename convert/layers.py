@@ -63,8 +63,12 @@ class Layers:
     @property
     def head(self) -> Tensor:
         """The head [V, hidden], unread: the embedding again where they are tied."""
-        tied = self.config.tie_word_embeddings
-        return self._tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+        return self._tensors[self.head_name]
+
+    @property
+    def head_name(self) -> str:
+        """What the head's weight is called in the checkpoint."""
+        return "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
 
     def logits(self, hidden: mx.array) -> mx.array:
         """What came out of the last block, [B, L, hidden] -> [B, L, V], through norm and head."""

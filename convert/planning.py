@@ -14,7 +14,7 @@ from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.model import Olmo3, check_token_ids
 from olmo3_mlx.tokenizer import Tokenizer
 
-_CALIBRATION_TOKENS = 8192  # in sequences of _LENGTH
+_CALIBRATION_TOKENS = 16384  # in sequences of _LENGTH
 _SENSITIVITY_TOKENS = 1024  # of those, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
 

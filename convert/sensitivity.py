@@ -22,8 +22,8 @@ from olmo3_mlx.quantization import Quantization
 
 CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
 
-_GAIN = 0.6  # what calibration leaves of a block's layer's cost, measured; the embedding has none
-_HEAD_GAIN = 0.8
+_GAIN = 0.6  # what calibration leaves of a block's layer's cost, measured
+_EMBEDDING_GAIN, _HEAD_GAIN = 0.5, 0.8
 _SAMPLED_ROWS = 256
 _ROWS = 4096  # of the head at once
 _STATES_BYTES = 2**31  # of the hidden states of all models but one layer
@@ -171,7 +171,7 @@ def _options(
         [np.array(tensor.rows(i, i + 1).astype(mx.float32)) for i in range(0, rows, step)]
     )
     base = _error(sample, _probe(width)) or 1.0
-    gain = {EMBEDDING: 1.0, HEAD: _HEAD_GAIN}.get(path, _GAIN)
+    gain = {EMBEDDING: _EMBEDDING_GAIN, HEAD: _HEAD_GAIN}.get(path, _GAIN)
     scale = (dtype or tensor.dtype).size * 8 * 2  # bits of a scale and a bias
     return [
         (how.bits + scale / how.group_size, gain * cost * _error(sample, how) / base, how) for how in fitting

@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint", nargs="+", default=list(CHECKPOINTS), choices=CHECKPOINTS)
     parser.add_argument("--target", nargs="+", type=float, default=[4.5, 4.9])
-    parser.add_argument("--texts", type=int, default=8, help="of 1,024 tokens to calibrate on")
+    parser.add_argument("--texts", type=int, default=16, help="of 1,024 tokens to calibrate on")
     args = parser.parse_args()
     print("| checkpoint | how | bits a weight | KL, Wuthering | perplexity | KL, Treasure | perplexity | s |")
     print("|---|---|---|---|---|---|---|---|")
