@@ -77,9 +77,9 @@ def convert(
     the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`.
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
-    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes.
-    Memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched when it is
-    needed; with `keep` False it goes when it was converted, so that the disk holds one of them at most.
+    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes. Without
+    `calibrate` memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched
+    when it is needed; with `keep` False it goes when it was converted: the disk holds one of them at most.
     `tokenizer` is a checkpoint to take tokenizer and chat template from: OLMo-core's own have none.
     With `card` the result is measured against the source on a `text` file, or on one that comes with this,
     and gets QUALITY.md; None means if it can be. `upload_to` names a repository on the hub to put it in.

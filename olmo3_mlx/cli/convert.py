@@ -21,7 +21,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="quantize a checkpoint",
         description="Quantize a checkpoint's linear layers, embedding and head, for this program and "
         "mlx-lm. Norms stay as they are. With --dtype alone, only cast, or dequantize. Memory stays at "
-        "some rows of a tensor, whatever the model's size.",
+        "some rows of a tensor, whatever the model's size, unless it is calibrated.",
         epilog="DEST appears when it is complete and was read back. A run that was stopped leaves a "
         "hidden folder .DEST.unfinished beside it: go on with --resume, or remove it.",
     )
