@@ -13,7 +13,7 @@ import mlx.core as mx
 from convert.calibrated import calibrated
 from convert.card import write_card
 from convert.evaluation import Evaluation
-from convert.files import copy_files, write_config, write_index
+from convert.files import copy_files, small_files, write_config, write_index
 from convert.folder import check_room
 from convert.journal import Journal
 from convert.layout import Layout, Spec, lay_out, parts
@@ -56,7 +56,7 @@ class Conversion:
 
     def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
-        journal = Journal(folder, self._identity())
+        journal = Journal(folder, {**self._identity(), "words": small_files(words)})
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
         write_index(folder, self.layout, self.parameters)

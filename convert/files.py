@@ -1,5 +1,6 @@
 """The small files of a result: config.json, the index, and what is copied as it is."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -45,9 +46,14 @@ def write_config(
 
 def copy_files(source: Path, folder: Path) -> None:
     """Copy the small files (tokenizer, template, generation defaults) that are not written anew."""
-    for name in TEXT_FILES:
-        if name not in ("config.json", INDEX) and (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for name in small_files(source):
+        shutil.copyfile(source / name, folder / name)
+
+
+def small_files(source: Path) -> dict[str, str]:
+    """The files that are copied, each with the SHA-256 of its content."""
+    names = (name for name in TEXT_FILES if name not in ("config.json", INDEX) and (source / name).is_file())
+    return {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in names}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

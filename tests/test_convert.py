@@ -806,6 +806,17 @@ def test_another_conversion_does_not_go_on_with_what_one_left(source: Path, dest
     assert sorted(path.read_bytes() for path in (dest.parent / ".dest.unfinished").iterdir()) == before
 
 
+def test_a_conversion_does_not_go_on_with_another_tokenizer(
+    source: Path, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
+    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    shutil.copytree(source, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text("{{ 'another' }}")
+    with pytest.raises(ConvertError, match=r"is another one \(words: "):
+        to_mlx(source, dest, tokenizer=tmp_path / "other", resume=True)
+
+
 def test_resume_without_anything_to_go_on_with_begins(source: Path, dest: Path) -> None:
     to_mlx(source, dest, resume=True)
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
