@@ -4,7 +4,6 @@ import hashlib
 import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Conversion:
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
-        self.parameters = sum(prod(source.tensors[name].shape) for name in self.names)
+        self.parameters = source.parameters
 
     @property
     def bits_per_weight(self) -> float:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from convert.archive import ArchiveError, tensor_in
-from convert.stored import DTYPES
+from convert.stored import DTYPES, Formatted, evaluated
 from convert.unpickle import Global, Made, UnpickleError, unpickle
 from olmo3_mlx.errors import CheckpointError
 
@@ -81,27 +81,16 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(Formatted):
     """A tensor in chunks that may split any of its axes (a `convert.stored.Tensor`)."""
 
     shape: tuple[int, ...]
     format: str
     chunks: tuple[Chunk, ...]
 
-    @property
-    def dtype(self) -> mx.Dtype:
-        """MLX's name for how it is stored."""
-        return DTYPES[self.format][0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return math.prod(self.shape) * self.dtype.size
-
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of the first axis. Raises CheckpointError for files that are damaged."""
-        dtype, stored = DTYPES[self.format]
-        whole = np.empty((stop - start, *self.shape[1:]), stored)
+        whole = np.empty((stop - start, *self.shape[1:]), DTYPES[self.format][1])
         for chunk in self.chunks:
             begin = chunk.offsets[0]
             first, last = max(start, begin), min(stop, begin + chunk.sizes[0])
@@ -109,10 +98,7 @@ class Chunked:
                 rest = zip(chunk.offsets[1:], chunk.sizes[1:], strict=True)
                 place = (slice(first - start, last - start), *(slice(o, o + s) for o, s in rest))
                 whole[place] = chunk.rows(first - begin, last - begin)
-        array = mx.array(whole)
-        array = array.view(dtype) if array.dtype != dtype else array
-        mx.eval(array)
-        return array
+        return evaluated(whole, self.format)
 
 
 def chunked_tensors(folder: Path, prefix: str) -> dict[str, Chunked]:

@@ -1,7 +1,6 @@
 """The folder that a conversion writes to, beside its destination, whose name it takes when complete."""
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from convert.journal import NAME as JOURNAL
 from convert.layout import Layout
-from olmo3_mlx.durable import flush, remove_unfinished
+from olmo3_mlx.durable import flush, lock, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
 
 _LOCK = "lock"
@@ -37,14 +36,12 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
     new = not (folder / JOURNAL).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock_file = (folder / _LOCK).open("w")
     except OSError as error:
         raise ConvertError(f"cannot write to {dest.parent}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConvertError(f"another process is converting to {dest}: let it finish") from None
+    with lock_file:
+        if not lock(lock_file):
+            raise ConvertError(f"another process is converting to {dest}: let it finish")
         if not new and not resume:
             raise ConvertError(
                 f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), "

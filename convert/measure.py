@@ -40,7 +40,7 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     check_comparable(original, result)
     _check_tokens(original, result, tokens)
     first, second = Layers(original), Layers(result)
-    count = _Counter(sum(_elements(source.tensors.values()) for source in (original, result)), progress)
+    count = _Counter(original.parameters + result.parameters, progress)
     ours, theirs = _split(first.embed(tokens)), _split(second.embed(tokens))
     count(2 * original.config.vocab_size * original.config.hidden_size)
     off = _distance(ours, theirs)
@@ -79,7 +79,7 @@ def check_comparable(original: Source, result: Source) -> None:
 
 def size(source: Source) -> Size:
     """What a checkpoint's tensors take as they are stored."""
-    return Size(_elements(source.tensors.values()), source.nbytes)
+    return Size(source.parameters, source.nbytes)
 
 
 class _Counter:

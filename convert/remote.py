@@ -4,12 +4,11 @@ after the last.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 
-from convert.stored import DTYPES, Stored, stored_tensors
+from convert.stored import DTYPES, Formatted, Stored, stored_tensors
 from olmo3_mlx.errors import CheckpointError, HubError
 from olmo3_mlx.hub import hub_errors
 
@@ -44,23 +43,13 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Remote:
+class Remote(Formatted):
     """A tensor in a shard, of which the hub told type and shape."""
 
     shard: Shard
     name: str
     shape: tuple[int, ...]
     format: str
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """MLX's name for how it is stored."""
-        return DTYPES[self.format][0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return prod(self.shape) * self.dtype.size
 
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of the first axis, fetched first if need be.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class Source:
     tensors: Mapping[str, Tensor]
     stamps: Mapping[Path, tuple[int, int]]
     dtype: mx.Dtype | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def nbytes(self) -> int:

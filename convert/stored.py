@@ -46,12 +46,9 @@ class Tensor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+class Formatted:
+    """What is known of a tensor by its shape and safetensors' name for its dtype."""
 
-    file: Path
-    offset: int
     shape: tuple[int, ...]
     format: str
 
@@ -65,9 +62,19 @@ class Stored:
         """Bytes of its data."""
         return prod(self.shape) * self.dtype.size
 
+
+@dataclass(frozen=True)
+class Stored(Formatted):
+    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    format: str
+
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
-        dtype, stored = DTYPES[self.format]
+        stored = DTYPES[self.format][1]
         width = prod(self.shape[1:])
         count = (stop - start) * width
         try:
@@ -78,10 +85,7 @@ class Stored:
             raise CheckpointError(f"{self.file}: cannot be read ({error.strerror})") from None
         if data.size != count:
             raise CheckpointError(f"{self.file}: cut short, fetch it again")
-        array = mx.array(data.reshape(stop - start, *self.shape[1:]))
-        array = array.view(dtype) if array.dtype != dtype else array
-        mx.eval(array)
-        return array
+        return evaluated(data.reshape(stop - start, *self.shape[1:]), self.format)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,14 @@ class Dequantized:
         )
         mx.eval(array)
         return array
+
+
+def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:
+    """What was read in NumPy's type of that size, in MLX's."""
+    array, dtype = mx.array(data), DTYPES[format][0]
+    array = array.view(dtype) if array.dtype != dtype else array
+    mx.eval(array)
+    return array
 
 
 def read(tensor: Tensor) -> mx.array:

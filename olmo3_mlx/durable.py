@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 _UNFINISHED = ".unfinished-"
 
@@ -39,6 +40,15 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(f"{_UNFINISHED}*"):
         with suppress(OSError):
             path.unlink()
+
+
+def lock(stream: IO[str]) -> bool:
+    """Take a file for this process alone, until it is closed; False if another process has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def flush(path: Path) -> None:

@@ -5,7 +5,6 @@ NAME/caches/             what the caches held, so that it need not be read again
 NAME/lock                held by the process that has it open
 """
 
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from olmo3_mlx.durable import replace_file
+from olmo3_mlx.durable import lock, replace_file
 from olmo3_mlx.errors import OptionError, SessionError
 
 _FORMAT = 1
@@ -80,16 +79,14 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
     folder = sessions_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock_file = (folder / "lock").open("w")
     except OSError as error:
         raise SessionError(f"cannot make {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with lock_file:
+        if not lock(lock_file):
             raise SessionError(
                 f"another process has the session {name} open: close it, or choose another name"
-            ) from None
+            )
         yield SavedConversation(folder)
 
 
