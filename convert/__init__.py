@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.folder import new_folder
+from convert.card.quality import Quality
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
-from convert.quality import Quality
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
 from convert.source import Source
 from convert.upload import check_upload, upload
+from convert.writer.folder import new_folder
 from olmo3_mlx.checkpoint import dtype_named
 from olmo3_mlx.hub import resolve
 

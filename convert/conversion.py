@@ -9,21 +9,21 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.calibrated import calibrated
-from convert.card import write_card
+from convert.calibration.resumable import calibrated
+from convert.card.measure import measure
+from convert.card.page import write_card
+from convert.card.quality import Quality
 from convert.evaluation import Evaluation
-from convert.files import copy_files, small_files, write_config, write_index
-from convert.folder import check_room
-from convert.journal import Journal
-from convert.layout import Layout, Spec, lay_out, parts
-from convert.measure import measure
 from convert.model_card import Made, origin, write_model_card
-from convert.output import Output
 from convert.pipeline import Progress, ahead
-from convert.quality import Quality
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan
 from convert.source import Source
+from convert.writer.files import copy_files, small_files, write_config, write_index
+from convert.writer.folder import check_room
+from convert.writer.journal import Journal
+from convert.writer.layout import Layout, Spec, lay_out, parts
+from convert.writer.output import Output
 from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import Olmo3Error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.card import Measured
+from convert.card.page import Measured
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.tokenizer import Tokenizer
 

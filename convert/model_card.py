@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.card import CARD
-from convert.quality import Quality
+from convert.card.page import CARD
+from convert.card.quality import Quality
+from convert.card.verdict import verdict
 from convert.recipe import Plan
-from convert.verdict import verdict
 from olmo3_mlx.quantization import Quantization
 
 _PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:

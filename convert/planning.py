@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from convert.calibration.sensitivity import choose
 from convert.conversion import Conversion
 from convert.evaluation import CALIBRATION_TEXT, Evaluation, read_text, text_tokens
 from convert.recipe import Plan, Recipe
-from convert.sensitivity import choose
 from convert.source import Source
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.model import Olmo3, check_token_ids

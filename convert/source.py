@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.native import is_native, open_native
+from convert.native.checkpoint import is_native, open_native
 from convert.remote import Remote, Shard, remote_tensors
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
 from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize

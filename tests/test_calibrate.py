@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from convert.calibrate import Calibration, Moments
-from convert.gptq import Codes, packed, quantized, searched
+from convert.calibration.blocks import Calibration, Moments
+from convert.calibration.gptq import Codes, packed, quantized, searched
+from convert.calibration.sensitivity import choose, costs
 from convert.layers import Layers
-from convert.sensitivity import choose, costs
 from convert.source import Source
 from olmo3_mlx import Tokenizer
 from olmo3_mlx.quantization import Quantization
@@ -201,7 +201,7 @@ def test_a_plan_keeps_to_its_budget_and_uses_it(tmp_path: Path, target: float) -
 def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.sensitivity._ROWS", rows)  # 50: the head in pieces
+    monkeypatch.setattr("convert.calibration.sensitivity._ROWS", rows)  # 50: the head in pieces
     source = a_source(tmp_path / "a")
     text = a_text(2, 16)
     found = costs(source, text)

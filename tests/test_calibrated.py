@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, random_model, save_checkpoint
 
 from convert import convert as to_mlx
-from convert.measure import measure
+from convert.card.measure import measure
 from convert.source import Source
 from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
 

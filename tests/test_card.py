@@ -9,10 +9,20 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert.card import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, Measured, code, figures, page, write_card
-from convert.pictures import kl_picture, layers_picture
-from convert.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
-from convert.verdict import advice, verdict
+from convert.card.page import (
+    CARD,
+    FIGURES,
+    KL_PICTURE,
+    LAYERS_PICTURE,
+    Measured,
+    code,
+    figures,
+    page,
+    write_card,
+)
+from convert.card.pictures import kl_picture, layers_picture
+from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
+from convert.card.verdict import advice, verdict
 from olmo3_mlx.errors import ConvertError
 
 WORDS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]

@@ -22,7 +22,7 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-import convert.layout
+import convert.writer.layout
 from convert import convert as to_mlx
 from olmo3_mlx import Olmo3, load
 from olmo3_mlx.errors import CheckpointError, ConfigError, ConvertError, OptionError
@@ -254,7 +254,7 @@ def test_a_large_result_is_written_in_shards_with_an_index(
 ) -> None:
     whole = dest.with_name("whole")
     to_mlx(source, whole)
-    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
     report = to_mlx(source, dest)
     files = sorted(path.name for path in dest.glob("*.safetensors"))
     count = len(files)
@@ -692,11 +692,11 @@ def test_after_a_disk_that_filled_up_the_work_goes_on(
 # What happens to a process on its own: a real limit on a file's size, a real signal.
 SCRIPT = """
 import os, resource, signal, sys
-import convert.layout
+import convert.writer.layout
 from convert import convert as to_mlx
 from olmo3_mlx.errors import ConvertError
 
-convert.layout.SHARD_BYTES = 30_000
+convert.writer.layout.SHARD_BYTES = 30_000
 source, dest, how = sys.argv[1:]
 count = 0
 
@@ -741,7 +741,7 @@ def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(
     stopped = signal.SIGINT if how == "interrupt" else signal.SIGKILL
     assert run_script(source, dest, how).returncode == -stopped
     assert beside(dest) == [".dest.unfinished"]
-    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
     with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with --resume"):
         to_mlx(source, dest)
     (dest.parent / ".dest.unfinished" / ".unfinished-x.png").write_bytes(b"of a card")
@@ -780,7 +780,7 @@ def test_what_a_stopped_conversion_left_is_not_trusted(
     source: Path, dest: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
-    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
     left = dest.parent / ".dest.unfinished"
     first = min(left.glob("model-*.safetensors"))
     data = first.read_bytes()
@@ -810,7 +810,7 @@ def test_a_conversion_does_not_go_on_with_another_tokenizer(
     source: Path, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
-    monkeypatch.setattr(convert.layout, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
     shutil.copytree(source, tmp_path / "other")
     (tmp_path / "other" / "chat_template.jinja").write_text("{{ 'another' }}")
     with pytest.raises(ConvertError, match=r"is another one \(words: "):
@@ -859,7 +859,7 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed(
             data[-1] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr("convert.output.flush", flip)
+    monkeypatch.setattr("convert.writer.output.flush", flip)
     with pytest.raises(ConvertError, match=r"what was read back differs from what was written, in lm_head"):
         to_mlx(source, dest)
     assert beside(dest) == []

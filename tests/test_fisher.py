@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 from test_calibrate import a_source, a_text, kl
 
-from convert.fisher import embedding_hessian
-from convert.gptq import quantized, searched
+from convert.calibration.fisher import embedding_hessian
+from convert.calibration.gptq import quantized, searched
 from convert.layers import Layers
 from olmo3_mlx.quantization import Quantization
 

@@ -11,11 +11,11 @@ import oracle
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from convert import divergence
+from convert.card import divergence
+from convert.card.measure import measure
+from convert.card.quality import HISTOGRAM_EDGES, standard_error
 from convert.evaluation import read_text, text_tokens
 from convert.layers import Layers
-from convert.measure import measure
-from convert.quality import HISTOGRAM_EDGES, standard_error
 from convert.source import Source
 from olmo3_mlx import Olmo3, Tokenizer
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError

@@ -34,8 +34,8 @@ from native_writer import (
 )
 
 from convert import convert
-from convert.distcp import Chunked, chunked_tensors
-from convert.native import is_native, open_native
+from convert.native.checkpoint import is_native, open_native
+from convert.native.distcp import Chunked, chunked_tensors
 from convert.stored import read
 from olmo3_mlx import CheckpointError, ConfigError, Olmo3, Olmo3Config
 

@@ -38,6 +38,14 @@ def test_the_memory_table_is_what_the_program_computes(size: str) -> None:
 
 def test_every_file_is_listed_with_a_line_and_every_listed_file_exists() -> None:
     (listing,) = re.findall(r"## The files\n+```\n(.*?)```", README, flags=re.DOTALL)
-    listed = set(re.findall(r"^  (\w+\.py)", listing, flags=re.MULTILINE))
-    real = {path.name for folder in ("olmo3_mlx", "convert") for path in (ROOT / folder).glob("*.py")}
-    assert listed == {name for name in real if not name.startswith("__")}
+    listed, folder = set(), ""
+    for line in listing.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+        elif name.endswith(".py"):
+            listed.add(folder + name)
+    real = {path.relative_to(ROOT) for top in ("olmo3_mlx", "convert") for path in (ROOT / top).rglob("*.py")}
+    assert listed == {
+        path.as_posix() for path in real if not path.name.startswith("__") and "cli" not in path.parts
+    }

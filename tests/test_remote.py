@@ -145,7 +145,7 @@ def test_the_disk_must_have_room_for_a_file_too(
         free = sum(sizes) // 2 + 100  # of float16, half of the original
 
     ours = SimpleNamespace(disk_usage=lambda _: Usage, rmtree=shutil.rmtree)
-    monkeypatch.setattr("convert.folder.shutil", ours)
+    monkeypatch.setattr("convert.writer.folder.shutil", ours)
     with pytest.raises(ConvertError, match="make room"):
         make(dest, keep=False)
     make(dest)

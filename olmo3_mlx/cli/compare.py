@@ -12,8 +12,8 @@ from olmo3_mlx.errors import OptionError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from convert.card import Measured
-    from convert.quality import Quality
+    from convert.card.page import Measured
+    from convert.card.quality import Quality
     from convert.source import Source
     from olmo3_mlx.tokenizer import Tokenizer
 
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     from tqdm import tqdm  # noqa: PLC0415
 
-    from convert.card import figures, write_card  # noqa: PLC0415  (the library never needs it)
-    from convert.measure import check_comparable, measure  # noqa: PLC0415
+    from convert.card.measure import check_comparable, measure  # noqa: PLC0415
+    from convert.card.page import figures, write_card  # noqa: PLC0415  (the library never needs it)
     from convert.source import Source  # noqa: PLC0415
 
     if args.card is not None and not Path(args.card).is_dir():
@@ -118,7 +118,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _report(quality: "Quality", measured: "Measured") -> str:
-    from convert.verdict import advice, meaning, verdict  # noqa: PLC0415
+    from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
 
     q, word = quality, verdict(quality)
     count, length = measured.tokens.shape

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _judged(report: "Report") -> int:
     """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
-    from convert.verdict import advice, meaning, verdict  # noqa: PLC0415
+    from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
 
     if report.no_card:
         print(f"not measured: {report.no_card}", file=sys.stderr)

@@ -14,8 +14,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from convert.calibrate import Calibration
-from convert.sensitivity import allocate, costs
+from convert.calibration.blocks import Calibration
+from convert.calibration.sensitivity import allocate, costs
 from convert.source import Source
 from olmo3_mlx import Olmo3, Tokenizer, load
 from olmo3_mlx.quantization import Quantization

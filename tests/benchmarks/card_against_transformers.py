@@ -32,8 +32,8 @@ NAMES = ("original", "result")
 def ours(args: argparse.Namespace) -> int:
     import mlx.core as mx
 
+    from convert.card.measure import measure
     from convert.evaluation import read_text, text_tokens
-    from convert.measure import measure
     from convert.source import Source
     from convert.stored import read
     from olmo3_mlx.tokenizer import Tokenizer

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.journal import Journal, Sums
-from convert.layout import Layout, Place
 from convert.stored import stored_tensors
+from convert.writer.journal import Journal, Sums
+from convert.writer.layout import Layout, Place
 from olmo3_mlx.durable import flush
 from olmo3_mlx.errors import CheckpointError, ConvertError
 

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from convert.gptq import Floats
+from convert.calibration.gptq import Floats
 from convert.layers import Layers
 from convert.source import Source
 

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from convert.native.unpickle import Global, Made, Persistent, UnpickleError, unpickle
 from convert.stored import DTYPES
-from convert.unpickle import Global, Made, Persistent, UnpickleError, unpickle
 
 _STORAGES = {"torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16"}
 _REBUILD = "torch._utils._rebuild_tensor_v2"

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import mlx.core as mx
 
-from convert.calibrate import EMBEDDING, HEAD, Calibration
+from convert.calibration.blocks import EMBEDDING, HEAD, Calibration
 from convert.layers import Layers
 from convert.quantize import pieces
 from convert.recipe import Plan

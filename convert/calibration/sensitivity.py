@@ -13,8 +13,8 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from convert.calibrate import EMBEDDING, HEAD
-from convert.gptq import Floats, searched
+from convert.calibration.blocks import EMBEDDING, HEAD
+from convert.calibration.gptq import Floats, searched
 from convert.layers import Layers
 from convert.source import Source
 from olmo3_mlx.model import Block

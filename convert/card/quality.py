@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.divergence import Divergence, Floats
+from convert.card.divergence import Divergence, Floats
 
 HISTOGRAM_EDGES: tuple[float, ...] = tuple(10 ** (exponent / 4) for exponent in range(-28, 9))  # 1e-7 to 100
 _WORST = 10

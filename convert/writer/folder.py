@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convert.journal import NAME as JOURNAL
-from convert.layout import Layout
+from convert.writer.journal import NAME as JOURNAL
+from convert.writer.layout import Layout
 from olmo3_mlx.durable import flush, lock, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
 

@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from convert.pictures import kl_picture, layers_picture
-from convert.quality import HISTOGRAM_EDGES, Position, Quality
-from convert.verdict import advice, limits, meaning, verdict
+from convert.card.pictures import kl_picture, layers_picture
+from convert.card.quality import HISTOGRAM_EDGES, Position, Quality
+from convert.card.verdict import advice, limits, meaning, verdict
 from olmo3_mlx import __version__
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError

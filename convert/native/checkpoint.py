@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convert.distcp import METADATA, Chunked, chunked_tensors
-from convert.native_config import hugging_face_config
+from convert.native.config import hugging_face_config
+from convert.native.distcp import METADATA, Chunked, chunked_tensors
 from convert.stored import Tensor
 from olmo3_mlx.checkpoint import check_names_and_shapes, name_some
 from olmo3_mlx.config import Olmo3Config

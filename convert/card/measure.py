@@ -13,10 +13,10 @@ from math import prod
 import mlx.core as mx
 import numpy as np
 
-from convert.divergence import divergence
+from convert.card.divergence import divergence
+from convert.card.quality import LayerError, Quality, Size, summary
 from convert.layers import Layers
 from convert.pipeline import Progress
-from convert.quality import LayerError, Quality, Size, summary
 from convert.source import Source
 from convert.stored import Tensor
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError

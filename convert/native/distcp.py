@@ -2,7 +2,7 @@
 
 A folder holds `.metadata`, a pickle that says which chunks make each tensor and where they lie, and files
 of chunks, each an ordinary torch.save archive: a zip whose data.pkl describes a tensor and whose data/0
-is its bytes. Both pickles go through `convert.unpickle`, which runs nothing.
+is its bytes. Both pickles go through `convert.native.unpickle`, which runs nothing.
 
 Sources: torch/distributed/checkpoint/metadata.py, OLMo-core's distributed/checkpoint/filesystem.py.
 """
@@ -18,9 +18,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from convert.archive import ArchiveError, tensor_in
+from convert.native.archive import ArchiveError, tensor_in
+from convert.native.unpickle import Global, Made, UnpickleError, unpickle
 from convert.stored import DTYPES, Formatted, evaluated
-from convert.unpickle import Global, Made, UnpickleError, unpickle
 from olmo3_mlx.errors import CheckpointError
 
 METADATA = ".metadata"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from convert.quality import Quality
+from convert.card.quality import Quality
 
 
 @dataclass(frozen=True)

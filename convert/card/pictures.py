@@ -4,7 +4,7 @@ from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from convert.quality import HISTOGRAM_EDGES, LayerError, Quality
+from convert.card.quality import HISTOGRAM_EDGES, LayerError, Quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

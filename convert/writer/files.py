@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.layout import Layout
 from convert.recipe import Plan
+from convert.writer.layout import Layout
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.hub import INDEX, TEXT_FILES
 from olmo3_mlx.quantization import Quantization

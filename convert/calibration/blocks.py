@@ -22,8 +22,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from convert.fisher import embedding_hessian
-from convert.gptq import Floats, quantized, searched
+from convert.calibration.fisher import embedding_hessian
+from convert.calibration.gptq import Floats, quantized, searched
 from convert.layers import Layers
 from convert.source import Source
 from olmo3_mlx.model import Block

@@ -1,0 +1,1 @@
+"""Quantizing so that a text is read as the original reads it."""

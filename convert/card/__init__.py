@@ -1,0 +1,1 @@
+"""What a conversion cost: measured, judged and written down in the result."""

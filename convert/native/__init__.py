@@ -1,0 +1,1 @@
+"""OLMo-core's own checkpoints, read as if they were Hugging Face's."""
