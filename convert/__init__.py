@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.card.quality import Quality
+from convert.options import check_types
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
 from convert.recipe import Recipe, uniform
@@ -84,10 +85,11 @@ def convert(
     With `card` the result is measured against the source on a `text` file, or on one that comes with this,
     and gets QUALITY.md; None means if it can be. `upload_to` names a repository on the hub to put it in.
 
-    Raises OptionError for options that do not exist or go together; ConfigError, CheckpointError or
-    HubError for a source that cannot be read or holds NaN; ConvertError for one that is quantized
-    already, a recipe that does not fit it, and a destination that exists or cannot be written.
+    Raises OptionError for options of other types, or that do not exist or go together; ConfigError,
+    CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
+    is quantized already, a recipe that does not fit it, and a destination that exists or cannot be written.
     """
+    check_types(locals())
     begin = time.perf_counter()
     how = _recipe(bits, group_size, mode, recipe)
     wishes = Wishes(calibrate, target_bpw, recipe is not None)
