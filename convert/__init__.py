@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.card.quality import Quality
-from convert.options import check_types
+from convert.options import check_options
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
 from convert.recipe import Recipe, uniform
@@ -89,9 +89,9 @@ def convert(
     CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
     is quantized already, a recipe that does not fit it, and a destination that exists or cannot be written.
     """
-    check_types(locals())
+    check_options(locals())
     begin = time.perf_counter()
-    how = _recipe(bits, group_size, mode, recipe)
+    how, cast = _recipe(bits, group_size, mode, recipe), None if dtype is None else dtype_named(dtype)
     wishes = Wishes(calibrate, target_bpw, recipe is not None)
     wishes.check(bits, keep, card)
     if upload_to is not None:
@@ -99,7 +99,7 @@ def convert(
     with new_folder(Path(dest), resume=resume) as folder:
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else resolve(tokenizer, weights=False)
-        work = planned(origin, how, None if dtype is None else dtype_named(dtype), words, wishes)
+        work = planned(origin, how, cast, words, wishes)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
         quality = None

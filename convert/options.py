@@ -30,10 +30,38 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_types(options: Mapping[str, Any]) -> None:
-    """Raise OptionError for one of `convert.convert`'s options that is of another type than it takes."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise OptionError for one of `convert.convert`'s options that is of another type than it takes, or
+    that another, or its absence, would make nothing of.
+    """
+    _check_types(options)
+    _check_together(options)
+
+
+def _check_types(options: Mapping[str, Any]) -> None:
     for name, (types, expected) in _EXPECTED.items():
         value = options[name]
         truth_for_a_number = isinstance(value, bool) and bool not in types
         if truth_for_a_number or not isinstance(value, types) or (name == "calibrate" and value == ""):
             raise OptionError(f"{name} must be {expected}, not {value!r}")
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    recipe, group_size, target = options["recipe"], options["group_size"], options["target_bpw"]
+    only_cast = options["bits"] is None and recipe is None
+    if only_cast and (group_size is not None or options["mode"] != "affine"):
+        name = "mode (--mode)" if group_size is None else "group_size (--group-size)"
+        raise OptionError(f"{name} is for quantizing: give bits (--bits) too, or leave it out to only cast")
+    if recipe is not None and (group_size is not None or options["mode"] != "affine"):
+        raise OptionError("a recipe says bits, group size and mode: give either it or those")
+    if target is not None and group_size is not None:
+        raise OptionError("target_bpw (--target-bpw) chooses group sizes itself: leave out group_size")
+    if options["text"] is not None and options["card"] is False:
+        raise OptionError(
+            "text (--text) is what the card measures on: give card=True (no --no-card), or leave out the text"
+        )
+    if options["text"] is not None and options["card"] is None and only_cast:
+        raise OptionError(
+            "text (--text) is what the card measures on, and a cast gets none unless asked: give card=True "
+            "(--card), or leave out the text"
+        )

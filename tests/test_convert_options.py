@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+import convert
 from convert import convert as to_mlx
+from olmo3_mlx.cli import main
 from olmo3_mlx.errors import OptionError
 
 
@@ -49,3 +51,67 @@ def test_an_option_of_another_type_is_refused_with_what_was_expected(
     tiny_checkpoint: Path, name: str, value: Any, expected: str
 ) -> None:
     refused(tiny_checkpoint, rf"^{name} must be {expected}, not ", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bits": None, "group_size": 32}, r"group_size \(--group-size\) is for quantizing: give bits"),
+        ({"bits": None, "mode": "mxfp4"}, r"mode \(--mode\) is for quantizing: give bits"),
+        ({"recipe": "mixed_4_6", "group_size": 32}, "a recipe says bits, group size and mode"),
+        ({"recipe": "mixed_4_6", "mode": "mxfp4"}, "a recipe says bits, group size and mode"),
+        ({"target_bpw": 4.5, "group_size": 32}, "chooses group sizes itself: leave out group_size"),
+        ({"card": False, "text": "a.txt"}, r"give card=True \(no --no-card\), or leave out"),
+        (
+            {"bits": None, "card": None, "text": "a.txt"},
+            r"a cast gets none unless asked: give card=True \(--card\)",
+        ),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    tiny_checkpoint: Path, options: dict[str, Any], words: str
+) -> None:
+    refused(tiny_checkpoint, words, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--group-size", "32", "--dtype", "float16"), "--group-size"),
+        (("--text", "a.txt", "--dtype", "float16"), "--card"),
+        (("--text", "a.txt", "--no-card"), "--no-card"),
+        (("--target-bpw", "5", "--mode", "mxfp4"), "and --mode"),
+        (("--target-bpw", "0", "--bits", "4"), "leave out --bits"),
+    ],
+)
+def test_the_command_line_refuses_what_it_would_ignore(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert main(["convert", str(tiny_checkpoint), str(tiny_checkpoint.with_name("dest")), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("olmo3 convert: error: ")
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_cast_is_measured_on_a_text_where_a_card_is_asked_for(tiny_checkpoint: Path) -> None:
+    text = tiny_checkpoint.with_name("text")
+    text.write_text("Olmo 3 7B has 32 layers, of which one in four sees everything. " * 200)
+    dest = tiny_checkpoint.with_name("dest")
+    report = to_mlx(tiny_checkpoint, dest, bits=None, dtype="bfloat16", card=True, text=text)
+    assert report.quality is not None
+
+
+def test_a_target_is_for_affine_quantization_which_may_be_named(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def stop(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise OptionError("far enough")
+
+    monkeypatch.setattr(convert, "convert", stop)
+    assert main(["convert", "source", "dest", "--target-bpw", "5", "--mode", "affine"]) == 2
+    assert (asked["target_bpw"], asked["mode"]) == (5.0, "affine")

@@ -103,8 +103,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.recipe and (args.bits or args.group_size or args.mode):
         raise OptionError("--recipe says bits, group size and mode: give either it or those")
-    if args.target_bpw and (args.recipe or args.bits or args.group_size or args.mode):
-        raise OptionError("--target-bpw chooses bits itself: leave out --bits, --group-size and --recipe")
+    wanted = (args.bits, args.group_size, args.recipe)
+    if args.target_bpw is not None and (any(wanted) or args.mode not in (None, "affine")):
+        raise OptionError(
+            "--target-bpw chooses bits and group sizes itself, in mode affine: leave out --bits, "
+            "--group-size, --recipe and --mode"
+        )
     only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
     mode = args.mode or "affine"
 
