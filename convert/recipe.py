@@ -49,8 +49,8 @@ class Recipe:
     def plan(self, model: Olmo3) -> Plan:
         """What it makes of a model's linear layers, embedding and head.
 
-        Raises ConvertError for a pattern that fits none of them, a group size that divides the inputs
-        of no layer, or not those of a layer that a pattern names.
+        Raises ConvertError for a pattern that fits none of them, for "none" of them quantized, a group size
+        that divides the inputs of no layer, or not those of a layer that a pattern names.
         """
         widths = {path: inputs for path, (_, inputs) in model.quantizable().items()}
         for pattern, _ in self.rules:
@@ -74,11 +74,16 @@ class Recipe:
                 )
             else:
                 left_out.append(path)
-        if self.default is not None and not layers:
+        if self.default is not None and not layers and not left_out:
             raise ConvertError(
-                f"group size {self.default.group_size} divides the inputs of no layer "
-                f"({', '.join(map(str, sorted(set(widths.values()))))}): nothing would be quantized: "
-                f"take a smaller one"
+                'the recipe quantizes nothing, its patterns say "none" of every layer: give one bits, or only '
+                "cast (--dtype without a recipe, bits=None)"
+            )
+        if self.default is not None and not layers:
+            inputs = ", ".join(map(str, sorted({widths[path] for path in left_out})))
+            raise ConvertError(
+                f"group size {self.default.group_size} divides the inputs of no layer ({inputs}): nothing "
+                f"would be quantized: take a smaller one"
             )
         return Plan(layers, tuple(sorted(left_out)))
 

@@ -114,3 +114,18 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(OptionError, match="is not TOML"):
         from_file(path)
+
+
+@pytest.mark.parametrize("patterns", ['"*" = "none"', '"model.*" = "none"\nlm_head = "none"'])
+def test_a_recipe_that_quantizes_nothing_is_told_so(model: Olmo3, tmp_path: Path, patterns: str) -> None:
+    recipe = from_file(written(tmp_path, f"bits = 4\n[layers]\n{patterns}\n"))
+    with pytest.raises(ConvertError, match='quantizes nothing, its patterns say "none" of every layer'):
+        recipe.plan(model)
+
+
+def test_a_group_size_that_divides_none_of_the_layers_that_are_left_is_named(tmp_path: Path) -> None:
+    heads = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
+    narrow = Olmo3(Olmo3Config.from_dict({**EVEN, **heads}))  # down_proj alone has 128 inputs
+    recipe = from_file(written(tmp_path, '[layers]\n"*.down_proj" = "none"\n'))
+    with pytest.raises(ConvertError, match=r"group size 64 divides the inputs of no layer \(96\)"):
+        recipe.plan(narrow)
