@@ -56,6 +56,7 @@ class Conversion:
     def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
         journal = Journal(folder, {**self._identity(), "words": small_files(words)})
+        journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
         write_index(folder, self.layout, self.parameters)

@@ -863,3 +863,49 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed(
     with pytest.raises(ConvertError, match=r"what was read back differs from what was written, in lm_head"):
         to_mlx(source, dest)
     assert beside(dest) == []
+
+
+RECORD = {"weight": "model.norm.weight", "sums": {"model.norm.weight": "0" * 64}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        json.dumps({"weight": "model.norm.weight"}),
+        json.dumps({"sums": {}}),
+        json.dumps({**RECORD, "weight": ["model.norm.weight"]}),
+        json.dumps({**RECORD, "weight": None}),
+        json.dumps({**RECORD, "sums": ["model.norm.weight"]}),
+        json.dumps({**RECORD, "sums": {"model.norm.weight": 5}}),
+        json.dumps({**RECORD, "sums": {}}),
+        json.dumps({**RECORD, "sums": {"no.such.tensor": "0" * 64}}),
+        json.dumps({**RECORD, "weight": "no.such.weight"}),
+        json.dumps({"weight": "no.such.weight", "sums": {}}),
+        "[" * 100_000,
+        "9" * 5000,
+        "null",
+    ],
+    ids=range(14),
+)
+@pytest.mark.parametrize("place", ["first", "second", "last"])
+def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
+    source: Path, dest: Path, line: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
+        patch.setattr("convert.conversion.write_model_card", full)
+        to_mlx(source, dest)
+    journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    at = {"first": 0, "second": 1, "last": len(lines)}[place]
+    journal.write_text("\n".join([*lines[:at], line, *lines[at:]]) + "\n")
+    try:
+        to_mlx(source, dest, resume=True)
+    except ConvertError as error:  # an object that may be what another conversion began with
+        assert "is another one" in str(error)
+        assert (place, line[0]) == ("first", "{")
+        return
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))

@@ -1,12 +1,14 @@
 """What a conversion has done so far, so that one that was killed can go on.
 
-One file, a line of JSON each: first what is being made of what, then every weight that was written
-with its tensors' checksums. A line that was cut short by a kill is as good as none.
+One file, a line of JSON each, an object whose keys say what it records: first what is being made of what,
+then every weight that was written with its tensors' checksums. A line that was cut short by a kill, or that
+records nothing known, ends what can be trusted: what lies behind it is done again.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ class Journal:
         self.done: dict[str, Sums] = {}
         identity = json.loads(json.dumps(identity))
         lines = _lines(self._path)
-        if not lines:
+        if not lines or _is_written(lines[0]):
             self._path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
             return
         found, *records = lines
@@ -44,15 +46,24 @@ class Journal:
                 f"the unfinished conversion in {folder} is another one ({shown}): finish it as it was begun, "
                 f"or remove that folder"
             )
+        records = list(takewhile(_is_written, records))
         self.done = {record["weight"]: record["sums"] for record in records}
         # Anew, without a line that was cut short and would swallow the next.
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        self._path.write_text(
+            "".join(json.dumps(line) + "\n" for line in [found, *records]), encoding="utf-8"
+        )
 
     def record(self, weight: str, sums: Sums) -> None:
         """The tensors of a weight are written."""
         self.done[weight] = sums
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"weight": weight, "sums": sums}) + "\n")
+
+    def keep(self, tensors: Mapping[str, Collection[str]]) -> None:
+        """Forget records that are not of a weight in `tensors` and all that it becomes, as listed there."""
+        for weight, sums in list(self.done.items()):
+            if weight not in tensors or sums.keys() != set(tensors[weight]):
+                self.forget(weight)
 
     def forget(self, weight: str) -> None:
         """It has to be written again."""
@@ -69,12 +80,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         try:
             data = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
             break
         lines.append(data)
     return lines
+
+
+def _is_written(record: Mapping[str, Any]) -> bool:
+    """Whether it says that a weight was written, in the form that `record` gives it."""
+    weight, sums = record.get("weight"), record.get("sums")
+    return (
+        isinstance(weight, str) and isinstance(sums, dict) and all(isinstance(s, str) for s in sums.values())
+    )
 
 
 def _differences(found: Identity, identity: Identity, keys: list[str]) -> str:
