@@ -15,6 +15,7 @@ from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
+from convert.size import Size
 from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import new_folder
@@ -43,7 +44,7 @@ class Report:
     @property
     def bits_per_weight(self) -> float:
         """Bits of the whole result, scales and unquantized tensors included, over all weights."""
-        return self.bytes * 8 / self.parameters
+        return Size(self.parameters, self.bytes).bits_per_weight
 
 
 def convert(
@@ -112,9 +113,9 @@ def convert(
     if upload_to is not None:
         upload(Path(dest), upload_to)
     return Report(
-        parameters=work.parameters,
-        source_bytes=origin.nbytes,
-        bytes=work.layout.nbytes,
+        parameters=origin.parameters,
+        source_bytes=origin.size.bytes,
+        bytes=work.size.bytes,
         seconds=time.perf_counter() - begin,
         left_out=work.plan.left_out,
         quality=quality,

@@ -18,6 +18,7 @@ from convert.model_card import Made, origin, write_model_card
 from convert.pipeline import Progress, ahead
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan
+from convert.size import Size
 from convert.source import Source
 from convert.writer.files import copy_files, small_files, write_config, write_index
 from convert.writer.folder import check_room
@@ -46,12 +47,12 @@ class Conversion:
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
-        self.parameters = source.parameters
+        self.size = Size(source.parameters, self.layout.nbytes)
 
     @property
     def bits_per_weight(self) -> float:
         """Of the whole result, scales and unquantized tensors included."""
-        return self.layout.nbytes * 8 / self.parameters
+        return self.size.bits_per_weight
 
     def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
@@ -59,7 +60,7 @@ class Conversion:
         journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
-        write_index(folder, self.layout, self.parameters)
+        write_index(folder, self.layout, self.size.parameters)
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
         copy_files(words, folder)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
@@ -91,8 +92,7 @@ class Conversion:
             license=license,
             plan=self.plan,
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
-            bits_per_weight=self.bits_per_weight,
-            nbytes=self.layout.nbytes,
+            size=self.size,
             calibrated=self.tokens is not None,
             program=_PROGRAM,
             chats=(folder / "chat_template.jinja").exists(),

@@ -11,6 +11,7 @@ from convert.card.page import CARD
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
 from convert.recipe import Plan
+from convert.size import Size
 from olmo3_mlx.quantization import Quantization
 
 _PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:
@@ -27,8 +28,7 @@ class Made:
     license: str | None
     plan: Plan
     dtype: str
-    bits_per_weight: float
-    nbytes: int
+    size: Size
     calibrated: bool
     program: str
     chats: bool
@@ -104,7 +104,7 @@ def _quality(quality: Quality | None) -> str:
 
 def _what(made: Made) -> str:
     base = f"[{made.base}](https://huggingface.co/{made.base})" if made.base else "An Olmo 3 model"
-    size = f"{made.nbytes / 1e9:.2f} GB, {made.bits_per_weight:.3f} bits per weight"
+    size = f"{made.size.in_words}, {made.size.bits_per_weight:.3f} bits per weight"
     how = "quantized for MLX" if made.plan.layers else f"in {made.dtype} for MLX"
     return f"{base} {how}: {size}."
 

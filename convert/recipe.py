@@ -76,8 +76,8 @@ class Recipe:
                 left_out.append(path)
         if self.default is not None and not layers and not left_out:
             raise ConvertError(
-                'the recipe quantizes nothing, its patterns say "none" of every layer: give one bits, or only '
-                "cast (--dtype without a recipe, bits=None)"
+                'the recipe quantizes nothing, its patterns say "none" of every layer: give one bits, or '
+                "only cast (--dtype without a recipe, bits=None)"
             )
         if self.default is not None and not layers:
             inputs = ", ".join(map(str, sorted({widths[path] for path in left_out})))

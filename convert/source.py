@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from convert.native.checkpoint import is_native, open_native
 from convert.remote import Remote, Shard, remote_tensors
+from convert.size import Size
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
 from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize
 from olmo3_mlx.config import Olmo3Config
@@ -39,9 +40,9 @@ class Source:
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    def size(self) -> Size:
+        """What all tensors take as they are stored."""
+        return Size(self.parameters, sum(tensor.nbytes for tensor in self.tensors.values()))
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":

@@ -967,7 +967,7 @@ def test_a_folder_named_like_a_size_is_the_folder(
 def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = olmo3("convert", "--no-card", tiny_checkpoint, tmp_path / "dest", "--group-size", 32)
     assert (done.code, done.err) == (0, "")
-    sizes = r"\d\.\d{3} bits per weight, 0\.001 GB \(was 0\.005 GB\), \d+\.\d s\n"
+    sizes = r"\d\.\d{3} bits per weight, 0\.\d\d MB \(was 4\.\d\d MB\), \d+\.\d s\n"
     assert re.fullmatch(re.escape(f"{tmp_path / 'dest'}: ") + sizes, done.out)
     answer = facts(olmo3("generate", "Hello", "--json", "--max-tokens", 1, "--model", tmp_path / "dest"))
     assert answer["generation_tokens"] == 1

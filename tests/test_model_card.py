@@ -69,7 +69,8 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     assert "| `mlp.down_proj` (4) | 6 | 64 | affine |" in text
     assert "| `lm_head` | 8 | 32 | affine |" in text
     assert "`self_attn.q_proj` (4)" in text
-    assert f"{report.bits_per_weight:.3f} bits per weight" in text
+    assert f" MB, {report.bits_per_weight:.3f} bits per weight" in text
+    assert "0.00 GB" not in text
     assert "olmo3 chat --model mixed\n" in text
     assert "mlx_lm.chat --model mixed\n" in text
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from convert.card.divergence import divergence
-from convert.card.quality import LayerError, Quality, Size, summary
+from convert.card.quality import LayerError, Quality, summary
 from convert.layers import Layers
 from convert.pipeline import Progress
 from convert.source import Source
@@ -59,7 +59,7 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     if not np.isfinite(found.kl).all():
         raise CheckpointError(f"{original.folder}, {result.folder}: logits are not finite")
     count.end()
-    return summary(found, actual, tuple(errors), (size(original), size(result)))
+    return summary(found, actual, tuple(errors), (original.size, result.size))
 
 
 def check_comparable(original: Source, result: Source) -> None:
@@ -75,11 +75,6 @@ def check_comparable(original: Source, result: Source) -> None:
         raise ConvertError(
             f"{original.folder} and {result.folder} cannot be compared: they differ in {', '.join(differ)}"
         )
-
-
-def size(source: Source) -> Size:
-    """What a checkpoint's tensors take as they are stored."""
-    return Size(source.parameters, source.nbytes)
 
 
 class _Counter:

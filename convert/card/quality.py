@@ -6,29 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.card.divergence import Divergence, Floats
+from convert.size import Size
 
 HISTOGRAM_EDGES: tuple[float, ...] = tuple(10 ** (exponent / 4) for exponent in range(-28, 9))  # 1e-7 to 100
 _WORST = 10
 _RUN = 32  # positions that stand for one where the error of a mean is estimated
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a checkpoint's tensors take, in bytes."""
-
-    parameters: int
-    bytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of everything stored, scales included."""
-        return self.bytes * 8 / self.parameters
-
-    @property
-    def in_words(self) -> str:
-        """The bytes, in the unit that suits them."""
-        unit, name = (1e9, "GB") if self.bytes >= 1e9 else (1e6, "MB")
-        return f"{self.bytes / unit:.2f} {name}"
 
 
 @dataclass(frozen=True)

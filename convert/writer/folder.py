@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from convert.size import in_words
 from convert.writer.journal import NAME as JOURNAL
 from convert.writer.layout import Layout
 from olmo3_mlx.durable import flush, lock, remove_unfinished
@@ -70,8 +71,8 @@ def check_room(folder: Path, layout: Layout, extra: int = 0) -> None:
     needed, free = layout.nbytes - there + extra, shutil.disk_usage(folder).free
     if needed > free:
         raise ConvertError(
-            f"the result needs {needed / 1e9:.3f} GB, the disk of {folder.parent} has {free / 1e9:.3f} "
-            f"GB left: make room, or write elsewhere"
+            f"the result needs {in_words(needed)}, the disk of {folder.parent} has {in_words(free)} left: "
+            f"make room, or write elsewhere"
         )
 
 

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm  # noqa: PLC0415
 
     from convert import convert  # noqa: PLC0415  (the library never needs it)
+    from convert.size import in_words  # noqa: PLC0415
 
     if args.recipe and (args.bits or args.group_size or args.mode):
         raise OptionError("--recipe says bits, group size and mode: give either it or those")
@@ -141,8 +142,8 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(
-        f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {report.bytes / 1e9:.3f} GB "
-        f"(was {report.source_bytes / 1e9:.3f} GB), {report.seconds:.1f} s"
+        f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
+        f"(was {in_words(report.source_bytes)}), {report.seconds:.1f} s"
     )
     return _judged(report)
 
