@@ -74,18 +74,8 @@ class Stored(Formatted):
 
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
-        stored = DTYPES[self.format][1]
-        width = prod(self.shape[1:])
-        count = (stop - start) * width
-        try:
-            data = np.fromfile(
-                self.file, stored, count, offset=self.offset + start * width * np.dtype(stored).itemsize
-            )
-        except OSError as error:
-            raise CheckpointError(f"{self.file}: cannot be read ({error.strerror})") from None
-        if data.size != count:
-            raise CheckpointError(f"{self.file}: cut short, fetch it again")
-        return evaluated(data.reshape(stop - start, *self.shape[1:]), self.format)
+        data = rows_in(self.file, self.offset, self.shape, self.format, start=start, stop=stop)
+        return evaluated(data, self.format)
 
 
 @dataclass(frozen=True)
@@ -126,6 +116,24 @@ class Dequantized:
         )
         mx.eval(array)
         return array
+
+
+def rows_in(
+    file: Path, offset: int, shape: tuple[int, ...], format: str, *, start: int, stop: int
+) -> "np.ndarray[Any, Any]":
+    """Rows `start` to `stop` of what lies in a file from `offset` on, in NumPy's type of that size.
+
+    Raises CheckpointError if the file cannot be read or is too short.
+    """
+    stored, width = np.dtype(DTYPES[format][1]), prod(shape[1:])
+    count = (stop - start) * width
+    try:
+        data = np.fromfile(file, stored, count, offset=offset + start * width * stored.itemsize)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}), fetch it again") from None
+    if data.size != count:
+        raise CheckpointError(f"{file}: cut short, fetch it again")
+    return data.reshape(stop - start, *shape[1:])
 
 
 def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:

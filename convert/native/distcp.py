@@ -20,7 +20,7 @@ import numpy as np
 
 from convert.native.archive import ArchiveError, tensor_in
 from convert.native.unpickle import Global, Made, UnpickleError, unpickle
-from convert.stored import DTYPES, Formatted, evaluated
+from convert.stored import DTYPES, Formatted, evaluated, rows_in
 from olmo3_mlx.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -68,16 +68,7 @@ class Chunk:
 
     def rows(self, start: int, stop: int) -> "np.ndarray[Any, Any]":
         """Rows of the chunk, as they are stored."""
-        stored = np.dtype(DTYPES[self.format][1])
-        width = math.prod(self.sizes[1:])
-        count = (stop - start) * width
-        try:
-            data = np.fromfile(self.file, stored, count, offset=self._data + start * width * stored.itemsize)
-        except OSError as error:
-            raise CheckpointError(f"{self.file}: cannot be read ({error.strerror}), fetch it again") from None
-        if data.size != count:
-            raise CheckpointError(f"{self.file}: cut short, fetch it again")
-        return data.reshape(stop - start, *self.sizes[1:])
+        return rows_in(self.file, self._data, self.sizes, self.format, start=start, stop=stop)
 
 
 @dataclass(frozen=True)
