@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.native.checkpoint import is_native, open_native
+from convert.native.checkpoint import files_read, is_native, open_native
 from convert.remote import Remote, Shard, remote_tensors
 from convert.size import Size
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
@@ -80,7 +80,7 @@ class Source:
         """As OLMo-core's training wrote it, in float32 mostly."""
         data, tensors = open_native(folder)
         config = Olmo3Config.from_dict(data, str(folder / "config.json"))
-        files = (file for file in folder.rglob("*") if file.is_file())
+        files = {folder / name for name in TEXT_FILES} | files_read(folder, tensors)
         return cls(folder, data, config, tensors, _stamps(files), dtype=mx.bfloat16)
 
     def identity(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from convert import convert
 from convert.native.checkpoint import is_native, open_native
 from convert.native.distcp import Chunked, chunked_tensors
 from convert.stored import read
-from olmo3_mlx import CheckpointError, ConfigError, Olmo3, Olmo3Config
+from olmo3_mlx import CheckpointError, ConfigError, ConvertError, Olmo3, Olmo3Config
 
 PADDED = 160  # rows of embedding and head, of which TINY's tokenizer has 128
 EMBEDDING = "model.embed_tokens.weight"
@@ -657,3 +657,37 @@ def test_a_native_checkpoint_comes_out_in_bfloat16_unless_told(kept: Path, tmp_p
         assert isinstance(tensors, dict)
         assert {array.dtype for array in tensors.values()} == {dtype}
         assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == str(dtype)[9:]
+
+
+def test_a_destination_inside_of_the_checkpoint_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "step1")
+    (folder / "older").mkdir()
+    (folder / "older" / "weights").write_text("something else")
+
+    def full(*_: Any) -> None:
+        (folder / "older" / "weights").write_text("something else meanwhile")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
+        patch.setattr("convert.conversion.write_model_card", full)
+        convert(folder, folder / "mlx", bits=None)
+    convert(folder, folder / "mlx", bits=None, resume=True)
+    convert(folder, tmp_path / "mlx", bits=None)
+    inside, beside = (
+        p.joinpath("model.safetensors").read_bytes() for p in (folder / "mlx", tmp_path / "mlx")
+    )
+    assert inside == beside
+
+
+@pytest.mark.parametrize("file", ["config.json", "model_and_optim/.metadata", "model_and_optim/*.distcp"])
+def test_a_native_checkpoint_that_changes_under_the_run_is_noticed(tmp_path: Path, file: str) -> None:
+    folder = write(tmp_path / "step1")
+    (path,) = list(folder.glob(file))[:1]
+
+    def change(done: int, total: int) -> None:
+        os.utime(path, ns=(1, 1))
+
+    with pytest.raises(ConvertError, match="has changed during the conversion"):
+        convert(folder, tmp_path / "mlx", bits=None, progress=change)

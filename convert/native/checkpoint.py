@@ -14,7 +14,6 @@ from typing import Any
 
 from convert.native.config import hugging_face_config
 from convert.native.distcp import METADATA, Chunked, chunked_tensors
-from convert.stored import Tensor
 from olmo3_mlx.checkpoint import check_names_and_shapes, name_some
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import CheckpointError
@@ -52,7 +51,7 @@ def is_native(folder: Path) -> bool:
     return (folder / _FOLDER).is_dir() or (folder / METADATA).is_file()
 
 
-def open_native(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def open_native(folder: Path) -> tuple[dict[str, Any], dict[str, Chunked]]:
     """config.json as the official converter would write it (dtype bfloat16, whatever is stored), and the
     tensors, unread yet, by Hugging Face's names, without the rows that pad the vocabulary.
 
@@ -74,7 +73,13 @@ def open_native(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     stored = _renamed(chunked_tensors(folder / _FOLDER, _PREFIX), folder)
     tensors = _without_padding(stored, folder, run["model"]["vocab_size"], read.vocab_size)
     check_names_and_shapes(Olmo3(read), tensors, folder)
-    return config, dict(tensors)
+    return config, tensors
+
+
+def files_read(folder: Path, tensors: Mapping[str, Chunked]) -> set[Path]:
+    """Of a checkpoint's files those that its config and these tensors are in."""
+    chunks = {chunk.file for tensor in tensors.values() for chunk in tensor.chunks}
+    return {folder / "config.json", folder / _FOLDER / METADATA, *chunks}
 
 
 def _renamed(stored: Mapping[str, Chunked], folder: Path) -> dict[str, Chunked]:
