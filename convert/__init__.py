@@ -18,7 +18,7 @@ from convert.recipe import named as recipe_named
 from convert.size import Size
 from convert.source import Source
 from convert.upload import check_upload, upload
-from convert.writer.folder import new_folder
+from convert.writer.folder import destination, new_folder
 from olmo3_mlx.checkpoint import dtype_named
 from olmo3_mlx.hub import resolve
 
@@ -97,7 +97,8 @@ def convert(
     wishes.check(bits, keep, card)
     if upload_to is not None:
         check_upload(upload_to)
-    with new_folder(Path(dest), resume=resume) as folder:
+    dest = destination(dest)
+    with new_folder(dest, resume=resume) as folder:
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else resolve(tokenizer, weights=False)
         work = planned(origin, how, cast, words, wishes)
@@ -105,13 +106,13 @@ def convert(
         work.write(folder, words, progress)
         quality = None
         if measured_on is not None:
-            again = ["olmo3", "compare", str(source), Path(dest).name, *measured_on.options]
+            again = ["olmo3", "compare", str(source), dest.name, *measured_on.options]
             again += ["--revision-a", revision] if revision else []
             quality, no_card = work.measure(folder, measured_on, again)
-        work.describe(folder, upload_to or Path(dest).name, quality)
+        work.describe(folder, upload_to or dest.name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
-        upload(Path(dest), upload_to)
+        upload(dest, upload_to)
     return Report(
         parameters=origin.parameters,
         source_bytes=origin.size.bytes,

@@ -131,8 +131,12 @@ def named(recipe: str | Path) -> Recipe:
     """One of RECIPES by its name, or that in a file. Raises OptionError, ConfigError."""
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)]
-    path = Path(recipe).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(recipe).expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError):  # no name that the system could have
+        there = False
+    if not there:
         raise OptionError(f"no recipe {str(recipe)!r}: expected a file, or one of {', '.join(RECIPES)}")
     return from_file(path)
 

@@ -909,3 +909,35 @@ def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
         assert (place, line[0]) == ("first", "{")
         return
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~nosuchuser/dest", "~nosuchuser/dest is no place to write to"),
+        ("made/" + "x" * 250, "File name too long .*: choose a shorter one"),
+        ("made/" + "x" * 300, "File name too long .*: choose a shorter one"),
+        ("made/" + "x" * 300 + "/dest", "File name too long .*: choose a shorter one"),
+        ("made/a\0b", "cannot write to .*: embedded null byte"),
+    ],
+    ids=["no such user", "almost too long", "too long", "a long parent", "null"],
+)
+def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left(
+    source: Path, dest: Path, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dest.parent)
+    with pytest.raises(ConvertError, match=words):
+        to_mlx(source, name)
+    assert beside(dest) == []
+
+
+def test_a_destination_in_the_home_folder_is_uploaded_from_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[Path] = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(convert, "check_upload", lambda repo: None)
+    monkeypatch.setattr(convert, "upload", lambda folder, repo: uploaded.append(folder))
+    to_mlx(source, "~/mlx", upload_to="you/mlx")
+    assert uploaded == [tmp_path / "mlx"]
+    assert (tmp_path / "mlx" / "config.json").is_file()

@@ -129,3 +129,9 @@ def test_a_group_size_that_divides_none_of_the_layers_that_are_left_is_named(tmp
     recipe = from_file(written(tmp_path, '[layers]\n"*.down_proj" = "none"\n'))
     with pytest.raises(ConvertError, match=r"group size 64 divides the inputs of no layer \(96\)"):
         recipe.plan(narrow)
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/recipe.toml", "x" * 300])
+def test_a_file_name_that_cannot_be_is_no_recipe(name: str) -> None:
+    with pytest.raises(OptionError, match="no recipe"):
+        named(name)

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,28 +21,40 @@ def unfinished(dest: Path) -> Path:
     return dest.with_name(f".{dest.name}.unfinished")
 
 
+def destination(dest: str | Path) -> Path:
+    """The path that a destination's name means. Raises ConvertError for one that cannot be."""
+    try:
+        return Path(dest).expanduser().absolute()
+    except (OSError, RuntimeError) as error:  # ~nosuchuser, or a working directory that is gone
+        raise ConvertError(f"{dest} is no place to write to ({error}): choose another destination") from None
+
+
 @contextmanager
 def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
-    """A hidden folder beside `dest` that becomes `dest` when the block ends.
+    """A hidden folder beside `dest`, an absolute path, that becomes `dest` when the block ends.
 
     Interrupted, out of disk or killed, it stays, and with `resume` the next one goes on in it; after
     an error that going on would meet again it vanishes. Raises ConvertError if `dest` exists, if an
     unfinished one is there and `resume` is not given, or another process works in it.
     """
-    dest = dest.expanduser().absolute()
     folder = unfinished(dest)
     if os.path.lexists(dest):
         raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
-    made = [parent for parent in dest.parents if not parent.exists()]
-    new = not (folder / JOURNAL).exists()
+    made: list[Path] = []
     try:
+        made = [parent for parent in dest.parents if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / _LOCK).open("w")
-    except OSError as error:
-        raise ConvertError(f"cannot write to {dest.parent}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
+        _remove_empty([folder, *made])
+        hint = " (the work is done in a folder with a longer name): choose a shorter one"
+        hint = hint if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else ""
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConvertError(f"cannot write to {dest.parent}: {reason}{hint}") from None
     with lock_file:
         if not lock(lock_file):
             raise ConvertError(f"another process is converting to {dest}: let it finish")
+        new = not (folder / JOURNAL).exists()
         if not new and not resume:
             raise ConvertError(
                 f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), "
@@ -95,9 +107,13 @@ def _complete(folder: Path, dest: Path) -> None:
 
 def _remove(folder: Path, made: list[Path]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in made:
-        with suppress(OSError):
-            parent.rmdir()
+    _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError, ValueError):
+            folder.rmdir()
 
 
 def _explained(error: OSError, dest: Path, stays: bool) -> str:
