@@ -30,7 +30,8 @@ _SHARDS = "shards"  # of a model on the hub, until they are converted
 @dataclass(frozen=True)
 class Report:
     """What a conversion made. `left_out` names layers that the group size does not divide; `quality` is
-    what the card says, `no_card` why there is none where one was to be made if possible.
+    what the card says, `no_card` why there is none where one was to be made if possible. Without a
+    `tokenizer` the result can neither read nor write text.
     """
 
     parameters: int
@@ -40,6 +41,7 @@ class Report:
     left_out: tuple[str, ...]
     quality: Quality | None = None
     no_card: str = ""
+    tokenizer: bool = True
 
     @property
     def bits_per_weight(self) -> float:
@@ -121,6 +123,7 @@ def convert(
         left_out=work.plan.left_out,
         quality=quality,
         no_card=no_card,
+        tokenizer=(dest / "tokenizer.json").is_file(),
     )
 
 

@@ -1398,3 +1398,15 @@ def test_what_the_hub_does_not_give_gets_one_line(
     assert_one_line(done.err, "inspect")
     for word in words:
         assert word in done.err
+
+
+def test_a_result_that_cannot_chat_is_told_so(olmo3: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tiny_checkpoint / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "mute", "--dtype", "bfloat16")
+    assert done.code == 0
+    assert re.fullmatch(r"the result has no tokenizer\.json, .* \(--tokenizer MODEL .*\)\n", done.err)
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "quantized", "--group-size", "32")
+    assert "not measured: " in done.err
+    assert "the result has no tokenizer.json" in done.err
+    done = olmo3("convert", tiny_checkpoint, tmp_path / "chats", "--dtype", "bfloat16", "--tokenizer", "demo")
+    assert (done.code, done.err) == (0, "")

@@ -37,7 +37,7 @@ def whole(sharded: FakeHub, tmp_path: Path) -> Path:
     for name, data in sharded.files["main"].items():
         if "/" not in name:
             (folder / name).write_bytes(data)
-    to_mlx(folder, tmp_path / "whole", group_size=32, bits=None, dtype="float16")
+    to_mlx(folder, tmp_path / "whole", bits=None, dtype="float16")
     return tmp_path / "whole"
 
 

@@ -141,6 +141,12 @@ def run(args: argparse.Namespace) -> int:
             f"not quantized, as the group size does not divide their inputs: {', '.join(report.left_out)}",
             file=sys.stderr,
         )
+    if not report.tokenizer:
+        print(
+            "the result has no tokenizer.json, as its source has none: it cannot chat or generate until the "
+            "model's is copied into it (--tokenizer MODEL says from where)",
+            file=sys.stderr,
+        )
     print(
         f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
         f"(was {in_words(report.source_bytes)}), {report.seconds:.1f} s"
