@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.card.quality import Quality
+from convert.card.verdict import Quantized, advice
 from convert.options import check_options
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
@@ -30,8 +31,8 @@ _SHARDS = "shards"  # of a model on the hub, until they are converted
 @dataclass(frozen=True)
 class Report:
     """What a conversion made. `left_out` names layers that the group size does not divide; `quality` is
-    what the card says, `no_card` why there is none where one was to be made if possible. Without a
-    `tokenizer` the result can neither read nor write text.
+    what the card says, `advice` what to try if that is not good, `no_card` why there is none where one was
+    to be made if possible. Without a `tokenizer` the result can neither read nor write text.
     """
 
     parameters: int
@@ -41,6 +42,7 @@ class Report:
     left_out: tuple[str, ...]
     quality: Quality | None = None
     no_card: str = ""
+    advice: tuple[str, ...] = ()
     tokenizer: bool = True
 
     @property
@@ -106,11 +108,12 @@ def convert(
         work = planned(origin, how, cast, words, wishes)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
-        quality = None
+        quality, by = None, "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
+        made = Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
         if measured_on is not None:
             again = ["olmo3", "compare", str(source), dest.name, *measured_on.options]
             again += ["--revision-a", revision] if revision else []
-            quality, no_card = work.measure(folder, measured_on, again)
+            quality, no_card = work.measure(folder, measured_on, again, made)
         work.describe(folder, upload_to or dest.name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
@@ -123,6 +126,7 @@ def convert(
         left_out=work.plan.left_out,
         quality=quality,
         no_card=no_card,
+        advice=() if quality is None else advice(quality, made),
         tokenizer=(dest / "tokenizer.json").is_file(),
     )
 

@@ -13,6 +13,7 @@ from convert.calibration.resumable import calibrated
 from convert.card.measure import measure
 from convert.card.page import write_card
 from convert.card.quality import Quality
+from convert.card.verdict import Quantized
 from convert.evaluation import Evaluation
 from convert.model_card import Made, origin, write_model_card
 from convert.pipeline import Progress, ahead
@@ -72,13 +73,16 @@ class Conversion:
         self.source.check_unchanged()
         output.finish()
 
-    def measure(self, folder: Path, evaluation: Evaluation, command: list[str]) -> tuple[Quality | None, str]:
-        """Measure what was written against the source, and write the card; `command` does so again. Where
-        that fails the result is whole all the same: then there is no card, and why.
+    def measure(
+        self, folder: Path, evaluation: Evaluation, command: list[str], made: Quantized
+    ) -> tuple[Quality | None, str]:
+        """Measure what was written against the source, and write the card: `made` so, `command` does so
+        again. Where that fails the result is whole all the same: then there is no card, and why.
         """
         try:
             quality = measure(self.source, Source.open(folder), evaluation.tokens)
-            write_card(folder, quality, evaluation.measured(command[2], command[3], shlex.join(command)))
+            measured = evaluation.measured(command[2], command[3], shlex.join(command), made)
+            write_card(folder, quality, measured)
         except Olmo3Error as error:
             return None, str(error)
         return quality, ""

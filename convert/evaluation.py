@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from convert.card.page import Measured
+from convert.card.verdict import Quantized
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.tokenizer import Tokenizer
 
@@ -64,8 +65,8 @@ class Evaluation:
             file=file,
         )
 
-    def measured(self, original: str, result: str, command: str) -> Measured:
-        """For the card of two checkpoints by these names, which `command` measures again."""
+    def measured(self, original: str, result: str, command: str, made: Quantized) -> Measured:
+        """For the card of two checkpoints by these names, the second `made` so: `command` does it again."""
         return Measured(
             original=original,
             result=result,
@@ -74,6 +75,7 @@ class Evaluation:
             tokens=self.tokens,
             command=command,
             decode=self.decode,
+            made=made,
         )
 
 

@@ -18,6 +18,7 @@ from olmo3_mlx.errors import CheckpointError, ConvertError
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.hub import INDEX, TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import Quantization
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Source:
     def size(self) -> Size:
         """What all tensors take as they are stored."""
         return Size(self.parameters, sum(tensor.nbytes for tensor in self.tensors.values()))
+
+    @property
+    def quantized(self) -> dict[str, Quantization]:
+        """How layers are stored that are quantized, by their paths."""
+        found = {name: t.how for name, t in self.tensors.items() if isinstance(t, Dequantized)}
+        return {name.removesuffix(".weight"): how for name, how in found.items()}
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":

@@ -22,8 +22,9 @@ from convert.card.page import (
 )
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
-from convert.card.verdict import advice, verdict
+from convert.card.verdict import Quantized, advice, verdict
 from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.quantization import Quantization
 
 WORDS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]
 
@@ -196,3 +197,60 @@ def test_advice_is_given_where_it_is_needed_and_fits_what_was_done(measured: Mea
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path, measured: Measured) -> None:
     with pytest.raises(ConvertError, match="could not be written: No such file"):
         write_card(tmp_path / "none", quality(), measured)
+
+
+def made(*kinds: Quantization, **known: Any) -> Quantized:
+    """Quantized so, the embedding and two layers in turn."""
+    paths = ("model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+    return Quantized({path: kinds[i % len(kinds)] for i, path in enumerate(paths)}, **known)
+
+
+FOUR, EIGHT = Quantization(4, 64), Quantization(8, 32)
+MORE, GROUPS, CALIBRATE = "more bits: `--bits", "groups", "--calibrate"
+RECIPE, TARGET = "where most", "--target-bpw"
+BITS, CHOSEN = {"by": "bits", "calibrated": False}, {"by": "bits", "calibrated": True}
+TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrated": True}
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "unsaid"),
+    [
+        (made(FOUR, bits=4, **BITS), (MORE, GROUPS, CALIBRATE, RECIPE, TARGET), ("unless",)),
+        (made(FOUR, bits=4, **BITS), ("--group-size 32`, half a bit more than 64",), ("128",)),
+        (made(Quantization(4, 128), bits=4, **BITS), ("64`, a quarter of a bit more than 128",), ("unless",)),
+        (made(Quantization(4, 32), bits=4, **BITS), (MORE, CALIBRATE), (GROUPS,)),
+        (made(Quantization(6, 64), bits=6, **BITS), ("`--bits 8`",), ("`--bits 5`",)),
+        (made(EIGHT, bits=8, **BITS), (CALIBRATE,), ("more", GROUPS, RECIPE, TARGET)),
+        (made(EIGHT, bits=8, **CHOSEN), (), ("try",)),
+        (made(FOUR, EIGHT, bits=4, **CHOSEN), ("`--bits 5`",), (GROUPS, CALIBRATE, RECIPE, TARGET)),
+        (made(FOUR, EIGHT, bits=8, **CHOSEN), ("a larger `--target-bpw`",), (MORE, CALIBRATE)),
+        (
+            made(FOUR, EIGHT, by="target", calibrated=True),
+            ("a larger `--target-bpw`",),
+            (MORE, GROUPS, CALIBRATE),
+        ),
+        (
+            made(FOUR, EIGHT, **TOLD),
+            ("bits in the recipe (", "smaller groups in the recipe", CALIBRATE, "instead of the recipe"),
+            (MORE, "`--recipe`"),
+        ),
+        (made(FOUR, EIGHT, **TUNED), ("in the recipe where most",), (CALIBRATE, MORE)),
+        (made(EIGHT, **TUNED), (), ("try",)),
+        (made(EIGHT, EIGHT, FOUR, **TOLD), ("is lost: layers.1\n",), ("embed", "layers.0")),
+        (made(Quantization(4, 32, "mxfp4"), bits=4, **BITS), ("`--bits 5` in affine",), (GROUPS, TARGET)),
+        (made(Quantization(8, 32, "mxfp8"), bits=8, **BITS), ("`--bits 8` in affine",), (GROUPS, TARGET)),
+        (made(FOUR), (MORE, GROUPS, "`--calibrate`, unless it was", RECIPE, TARGET), ()),
+        (Quantized({}, **BITS), (), ("try",)),  # a cast
+    ],
+)
+def test_advice_is_nothing_that_was_done_or_cannot_be(
+    measured: Measured, how: Quantized, said: tuple[str, ...], unsaid: tuple[str, ...]
+) -> None:
+    poor, measured = quality(kl_mean=1.0), replace(measured, made=how)
+    tried = page(poor, measured).partition("To come closer, ")[2].partition("![")[0]
+    for words in said:
+        assert words in tried
+    for words in unsaid:
+        assert words not in tried
+    assert [f"- {line}" for line in advice(poor, how)] == tried.splitlines()[2:-1]
+    assert figures(poor, measured)["advice"] == list(advice(poor, how))

@@ -984,7 +984,8 @@ def test_convert_measures_what_came_out_unless_told_not_to(
     assert re.search(
         r"^quality: poor \(.*\): KL \d\.\d{5}, same top token \d+\.\d%, perplexity ", done.out, re.M
     )
-    assert "the result is poor; try\n  - more bits: `--bits 5`" in done.err  # down_proj is not quantized
+    assert "the result is poor; try\n  - more bits: `--bits 3`" in done.err
+    assert "--group-size" not in done.err
     figures = json.loads((dest / "quality.json").read_text())
     assert figures["verdict"] == "poor"
     assert (dest / "QUALITY.md").is_file()

@@ -14,7 +14,7 @@ import numpy as np
 
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, Position, Quality
-from convert.card.verdict import advice, limits, meaning, verdict
+from convert.card.verdict import Quantized, advice, limits, meaning, verdict
 from olmo3_mlx import __version__
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
@@ -30,7 +30,8 @@ Decode = Callable[[Sequence[int]], str]
 @dataclass(frozen=True)
 class Measured:
     """What was measured, for the card: the names of both checkpoints, what the text is and its SHA-256, the
-    tokens [N, L], the command that does it again, and what turns ids into text.
+    tokens [N, L], the command that does it again, what turns ids into text, and how the result was quantized
+    if that is known.
     """
 
     original: str
@@ -40,6 +41,7 @@ class Measured:
     tokens: mx.array
     command: str
     decode: Decode
+    made: Quantized | None = None
 
 
 def write_card(folder: Path, quality: Quality, measured: Measured) -> list[Path]:
@@ -70,7 +72,7 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "verdict": verdict(quality),
-        "advice": list(advice(quality)),
+        "advice": list(advice(quality, measured.made)),
         "original": measured.original,
         "result": measured.result,
         "text": {
@@ -113,7 +115,7 @@ def page(quality: Quality, measured: Measured) -> str:
         "## Layer by layer",
         _layers(quality),
     ]
-    tried = advice(quality)
+    tried = advice(quality, measured.made)
     if tried:
         sections[3:3] = ["To come closer, try", "\n".join(f"- {line}" for line in tried)]
     return "\n\n".join(sections) + "\n"

@@ -1,8 +1,10 @@
 """What the figures mean: one word, and what to try next."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from convert.card.quality import Quality
+from olmo3_mlx.quantization import Quantization
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,90 @@ def limits() -> str:
     )
 
 
-def advice(quality: Quality) -> tuple[str, ...]:
-    """What to try if a quantized result is not good enough, the most promising first. Nothing if it takes as
-    many bits as the original: then it is another stage of training.
+@dataclass(frozen=True)
+class Quantized:
+    """How a result was quantized: `layers` by their paths. What chose their bits, `by`, is "bits", of which
+    there were `bits`, a "recipe" or a "target"; "" and a `calibrated` of None mean that nobody knows.
+    """
+
+    layers: Mapping[str, Quantization]
+    by: str = ""
+    bits: int | None = None
+    calibrated: bool | None = None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether calibration chose bits and groups layer by layer."""
+        return bool(self.calibrated) and self.by in ("bits", "target")
+
+    @property
+    def affine(self) -> bool:
+        """Whether all layers are."""
+        return all(how.mode == "affine" for how in self.layers.values())
+
+    @property
+    def group_size(self) -> int:
+        """The largest, 64 if nobody knows."""
+        return max((how.group_size for how in self.layers.values()), default=64)
+
+    def can_grow(self, path: str = "model") -> bool:
+        """Whether a layer at or below a path could have more bits than it has."""
+        below = [how.bits for name, how in self.layers.items() if f"{name}.".startswith(f"{path}.")]
+        return not self.layers or min(below, default=8) < 8
+
+
+def advice(quality: Quality, made: Quantized | None = None) -> tuple[str, ...]:
+    """What to try if a quantized result, `made` so, is not good enough, the most promising first: nothing
+    that was done, or that cannot be. Nothing at all if it takes as many bits as the original, or is not
+    quantized: then it is another stage of training.
     """
     before, bits = (size.bits_per_weight for size in quality.sizes)
-    if verdict(quality) in ("identical", "good") or bits >= before:
+    if verdict(quality) in ("identical", "good") or bits >= before or (made and not made.layers):
         return ()
-    tried = []
-    if bits < 8:
-        more = next(b for b in (3, 4, 5, 6, 8) if b > bits)
-        tried.append(f"more bits: `--bits {more}` (this one has {bits:.2f} bits per weight)")
-    tried.append("smaller groups: `--group-size 32`, half a bit more than 64")
-    tried.append("`--calibrate`, which rounds to suit a text rather than each weight to its nearest")
+    made = made or Quantized({})
+    tried = [*_more_bits(made, bits), *_smaller_groups(made)]
+    if not made.calibrated and made.affine:
+        unless = "" if made.calibrated is False else ", unless it was"
+        tried.append(
+            f"`--calibrate`{unless}, which rounds to suit a text rather than each weight to its nearest"
+        )
+    return (*tried, *_where_most_is_lost(quality, made))
+
+
+def _more_bits(made: Quantized, size: float) -> Iterator[str]:
+    """`size` is in bits per weight."""
+    has = f"(this one has {size:.2f} bits per weight)"
+    kinds = {how.bits for how in made.layers.values()}
+    now = made.bits or (kinds.pop() if len(kinds) == 1 else size)
+    if not made.affine:
+        yield f"`--bits {5 if now < 5 else 8}` in affine mode, which can also be calibrated {has}"
+    elif made.by == "recipe":
+        if made.can_grow():
+            yield f"more bits in the recipe {has}"
+    elif made.by == "target" or (made.chosen and now >= 8):
+        if made.can_grow() or made.group_size > 32:
+            yield f"more bits: a larger `--target-bpw` {has}"
+    elif now < 8 and made.can_grow():
+        yield f"more bits: `--bits {next(b for b in (3, 4, 5, 6, 8) if b > now)}` {has}"
+
+
+def _smaller_groups(made: Quantized) -> Iterator[str]:
+    if made.chosen or not made.affine or made.group_size <= 32:
+        return
+    if made.by == "recipe":
+        yield f"smaller groups in the recipe than {made.group_size}"
+    else:
+        half, more = made.group_size // 2, {64: "half", 128: "a quarter of"}[made.group_size]
+        yield f"smaller groups: `--group-size {half}`, {more} a bit more than {made.group_size}"
+
+
+def _where_most_is_lost(quality: Quality, made: Quantized) -> Iterator[str]:
+    if made.chosen or not made.affine or not made.can_grow():
+        return
     added = sorted(quality.layers, key=lambda e: -e.added)
-    if added[0].added > 2 * added[len(added) // 2].added:
-        worst = ", ".join(e.name for e in added[:2])
-        tried.append(f"`--recipe`, with more bits where most is lost: {worst}")
-    tried.append("`--target-bpw`, which spends bits on the layers that need them")
-    return tuple(tried)
+    worst = [e.name for e in added[:2] if made.can_grow(f"model.{e.name}")]
+    if worst and added[0].added > 2 * added[len(added) // 2].added:
+        where = "in the recipe" if made.by == "recipe" else "by a `--recipe`"
+        yield f"more bits {where} where most is lost: {', '.join(worst)}"
+    instead = " instead of the recipe" if made.by == "recipe" else ""
+    yield f"`--target-bpw`{instead}, which spends bits on the layers that need them"

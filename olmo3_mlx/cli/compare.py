@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
     """The text as tokens, and the rest of what a card says about how it was measured."""
+    from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
     from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
 
@@ -94,7 +95,7 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     tokenizer = Tokenizer.from_folder(original.folder)
     _check_tokenizers(tokenizer, original.folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
-    return evaluation.measured(args.a, args.b, _command(args))
+    return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized))
 
 
 def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
@@ -142,7 +143,7 @@ def _report(quality: "Quality", measured: "Measured") -> str:
         "",
         f"{word}: {meaning(word)}",
     ]
-    tried = advice(quality)
+    tried = advice(quality, measured.made)
     if tried:
         lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in tried)]
     return "\n".join(lines)

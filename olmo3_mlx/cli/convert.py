@@ -100,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm  # noqa: PLC0415
 
     from convert import convert  # noqa: PLC0415  (the library never needs it)
-    from convert.size import in_words  # noqa: PLC0415
 
     if args.recipe and (args.bits or args.group_size or args.mode):
         raise OptionError("--recipe says bits, group size and mode: give either it or those")
@@ -136,6 +135,13 @@ def run(args: argparse.Namespace) -> int:
             upload_to=args.upload,
             progress=lambda done, total: _show(bar, done, total),
         )
+    return _told(args.dest, report)
+
+
+def _told(dest: str, report: "Report") -> int:
+    """Print what came out; returns the exit code."""
+    from convert.size import in_words  # noqa: PLC0415
+
     if report.left_out:
         print(
             f"not quantized, as the group size does not divide their inputs: {', '.join(report.left_out)}",
@@ -148,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(
-        f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
+        f"{dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
         f"(was {in_words(report.source_bytes)}), {report.seconds:.1f} s"
     )
     return _judged(report)
@@ -156,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _judged(report: "Report") -> int:
     """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
-    from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
+    from convert.card.verdict import meaning, verdict  # noqa: PLC0415
 
     if report.no_card:
         print(f"not measured: {report.no_card}", file=sys.stderr)
@@ -169,7 +175,8 @@ def _judged(report: "Report") -> int:
         f"see QUALITY.md"
     )
     if word == "poor":
-        print("the result is poor; try", *advice(quality), sep="\n  - ", file=sys.stderr)
+        said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
+        print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)
     return 0
 
 
