@@ -28,13 +28,19 @@ from olmo3_mlx.session_files import SessionFiles
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]
 PLENTY = 10**9
-LONG = {**TINY, "max_position_embeddings": 8192, "head_dim": 32}
+# Narrow and of three layers, because most of the time goes into the fresh runs that logits are held against;
+# with heads that can be quantized, and room for long conversations.
+LONG = {
+    **TINY, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 32,
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "max_position_embeddings": 8192,
+}  # fmt: skip
 
 MODELS: dict[int, Olmo3] = {}
 
 
 def model_of(window: int) -> Olmo3:
-    """TINY with heads that can be quantized, room for long conversations and this window."""
+    """LONG with this window."""
     if window not in MODELS:
         MODELS[window] = random_model({**LONG, "sliding_window": window})
     return MODELS[window]
@@ -277,8 +283,8 @@ def explore(seeds: range) -> Findings:
 
 @pytest.fixture(scope="module")
 def found() -> Findings:
-    """What 50 random sequences show."""
-    return explore(range(50))
+    """What 30 random sequences show."""
+    return explore(range(30))
 
 
 def assert_nothing(found: list[str]) -> None:
@@ -287,8 +293,8 @@ def assert_nothing(found: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["errors", "logits", "tokens", "offsets", "runs", "budget", "disk"])
 def test_random_sequences_are_exact_and_run_no_token_that_need_not(found: Findings, kind: str) -> None:
-    assert found.compared > 80
-    assert found.restored > 20
+    assert found.compared > 60
+    assert found.restored > 10
     assert_nothing(getattr(found, kind))
 
 
@@ -419,7 +425,7 @@ def test_forgetting_leaves_nothing(model: Olmo3, unbounded: Session) -> None:
     assert goes_on(model, unbounded)
 
 
-@pytest.mark.parametrize("types", [["full_attention"] * 4, ["sliding_attention"] * 4])
+@pytest.mark.parametrize("types", [["full_attention"] * 3, ["sliding_attention"] * 3])
 @pytest.mark.parametrize("disk", [False, True])
 def test_models_with_one_kind_of_layer_go_back_too(types: list[str], disk: bool, tmp_path: Path) -> None:
     model = random_model({**LONG, "layer_types": types})
@@ -804,13 +810,6 @@ def interrupted(at: int, work: Callable[[], object]) -> str:
     return ""
 
 
-@pytest.fixture(scope="module")
-def small() -> Olmo3:
-    return random_model(
-        {**LONG, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
-    )
-
-
 def lines_of(work: Callable[[], object]) -> int:
     counter = Interrupt(10**9)
     with counter:
@@ -822,8 +821,8 @@ WORK: dict[str, Callable[[Session], object]] = {
     "prefill": lambda session: session.prefill(ids(40, 3), checkpoint=30),
     "decode": lambda session: list(session.decode(session.prefill([5]), greedy, 4)),
     "goto by rewinding": lambda session: session.goto(len(session.tokens) - 3),
-    "goto by a checkpoint": lambda session: session.goto(210),
-    "match another branch": lambda session: session.match([*ids(300, 7), 1]),
+    "goto by a checkpoint": lambda session: session.goto(130),
+    "match another branch": lambda session: session.match([*ids(150, 7), 1]),
     "checkpoint": lambda session: session.checkpoint(),
 }
 
@@ -831,16 +830,16 @@ WORK: dict[str, Callable[[Session], object]] = {
 @pytest.mark.parametrize("lines", [12, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", WORK)
 def test_an_interrupt_at_any_line_leaves_a_session_that_goes_on_exactly(
-    small: Olmo3, what: str, lines: int
+    model: Olmo3, what: str, lines: int
 ) -> None:
     work = WORK[what]
 
     def begin() -> Session:
-        session = Session(small, checkpoint_bytes=10**6, rewind=4)
-        session.prefill(ids(300, 7))
+        session = Session(model, checkpoint_bytes=10**6, rewind=4)
+        session.prefill(ids(150, 7))
         session.checkpoint()
         session.match([1, 2])
-        for part in (ids(200), ids(200, 1)):
+        for part in (ids(120), ids(120, 1)):
             session.prefill(part)
             session.checkpoint()
         session.prefill(ids(5, 2))
@@ -856,12 +855,12 @@ def test_an_interrupt_at_any_line_leaves_a_session_that_goes_on_exactly(
         if not place:
             continue
         try:
-            right = goes_on(small, session)
+            right = goes_on(model, session)
             before = list(session.tokens)
             session.goto(len(before) // 2)
-            right = right and list(session.tokens) == before[: len(before) // 2] and goes_on(small, session)
-            session.match([*ids(300, 7), 1])
-            right = right and goes_on(small, session)
+            right = right and list(session.tokens) == before[: len(before) // 2] and goes_on(model, session)
+            session.match([*ids(150, 7), 1])
+            right = right and goes_on(model, session)
             assert session.checkpoint_bytes <= 10**6
         except Exception as error:
             wrong.append(f"{place}: {type(error).__name__}: {str(error).splitlines()[:1]}")
