@@ -69,6 +69,19 @@ def save_checkpoint(
     return folder
 
 
+def cut_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Leave the demo's tokenizer in a folder so many ids: its first words, then its tags."""
+    path = folder / "tokenizer.json"
+    made = json.loads(path.read_text(encoding="utf-8"))
+    tags = made["added_tokens"]
+    words = {word: n for word, n in made["model"]["vocab"].items() if n < vocabulary - len(tags)}
+    made["model"]["vocab"] = words
+    made["model"]["merges"] = [pair for pair in made["model"]["merges"] if "".join(pair) in words]
+    for n, tag in enumerate(tags, len(words)):
+        tag["id"] = n
+    path.write_text(json.dumps(made), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Olmo3:
     """TINY with random weights."""

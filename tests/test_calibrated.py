@@ -5,18 +5,21 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, random_model, save_checkpoint
+from conftest import TINY, cut_tokenizer, random_model, save_checkpoint
 
 from convert import convert as to_mlx
 from convert.card.measure import measure
 from convert.source import Source
 from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
 
+# A sliding and a full layer and a vocabulary of 512, as more of them show no more and calibrating takes time.
 EVEN: dict[str, Any] = {
     **TINY,
-    "vocab_size": 8192,
+    "vocab_size": 512,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
     "intermediate_size": 128,
-    "eos_token_id": [8190, 8188],
+    "eos_token_id": [510, 508],
     "dtype": "bfloat16",
 }
 FEW = {
@@ -25,6 +28,12 @@ FEW = {
     "convert.planning._LENGTH": 64,
 }
 WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
+
+
+def even_checkpoint(folder: Path, tensors: dict[str, mx.array]) -> Path:
+    save_checkpoint(folder, EVEN, tensors)
+    cut_tokenizer(folder, EVEN["vocab_size"])
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +45,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {name: a.astype(mx.bfloat16) for name, a in random_model(EVEN).tensors().items()}
-    return save_checkpoint(tmp_path_factory.mktemp("calibrated") / "source", EVEN, tensors)
+    return even_checkpoint(tmp_path_factory.mktemp("calibrated") / "source", tensors)
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +84,12 @@ def test_calibrated_weights_come_nearer_than_rounded_ones_of_the_same_size(
     assert "Rounded to nearest" in (tmp_path / "plain" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("target", [3.5, 5.25])
-def test_a_target_is_met_and_nearly_used_up(source: Path, tmp_path: Path, target: float) -> None:
-    report = to_mlx(source, tmp_path / "dest", target_bpw=target)
-    assert target - 0.1 < report.bits_per_weight <= target
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_target_counts_scales_in_the_dtype_that_they_will_have(
-    source: Path, tmp_path: Path, dtype: str
+@pytest.mark.parametrize(("target", "dtype"), [(3.5, None), (5.25, "float16"), (5.5, "float32")])
+def test_a_target_is_met_and_nearly_used_up_counting_scales_in_the_dtype_that_they_will_have(
+    source: Path, text: Path, tmp_path: Path, target: float, dtype: str | None
 ) -> None:
-    report = to_mlx(source, tmp_path / "dest", target_bpw=5.5, dtype=dtype)
-    assert 5.4 < report.bits_per_weight <= 5.5
+    report = to_mlx(source, tmp_path / "dest", target_bpw=target, calibrate=text, dtype=dtype)
+    assert target - 0.1 < report.bits_per_weight <= target
 
 
 def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
@@ -94,7 +97,7 @@ def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
 ) -> None:
     tensors = random_model(EVEN).tensors()
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] * 1e7
-    large = save_checkpoint(tmp_path / "large", EVEN, tensors)
+    large = even_checkpoint(tmp_path / "large", tensors)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("bits = 4\n")
     with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight: .* choose a wider dtype"):
@@ -118,7 +121,7 @@ def test_a_recipe_stays_as_it_is_when_calibrated(source: Path, text: Path, tmp_p
     assert not mx.array_equal(plain[name], better[name]).item()
 
 
-@pytest.mark.parametrize("stop_at", [9, 30, 46])
+@pytest.mark.parametrize("stop_at", [14, 24])
 def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(
     source: Path, text: Path, whole: Path, tmp_path: Path, stop_at: int
 ) -> None:
@@ -189,13 +192,13 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
     source: Path, text: Path, tmp_path: Path
 ) -> None:
     tensors = random_model(EVEN).tensors()
-    broken = mx.array(tensors["model.layers.3.mlp.down_proj.weight"])
+    broken = mx.array(tensors["model.layers.1.mlp.down_proj.weight"])
     broken[5, 7] = float("nan")
-    tensors["model.layers.3.mlp.down_proj.weight"] = broken
-    folder = save_checkpoint(tmp_path / "broken", EVEN, tensors)
+    tensors["model.layers.1.mlp.down_proj.weight"] = broken
+    folder = even_checkpoint(tmp_path / "broken", tensors)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("bits = 4\n")
     seen: list[int] = []
-    with pytest.raises(Exception, match=r"model\.layers\.3\.mlp\.down_proj\.weight"):
+    with pytest.raises(Exception, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         to_mlx(folder, tmp_path / "dest", calibrate=text, recipe=recipe, progress=lambda d, t: seen.append(d))
-    assert len(seen) <= 17  # norms alone
+    assert len(seen) <= 9  # norms alone

@@ -702,7 +702,7 @@ def test_what_a_session_held_before_a_chat_is_used_and_then_left(
     assert second[-1].prompt_tokens == 1
 
 
-def edited_question(demo: tuple[Olmo3, Tokenizer], session: Session, tokens: int = 1000) -> tuple[Chat, int]:
+def edited_question(demo: tuple[Olmo3, Tokenizer], session: Session, tokens: int) -> tuple[Chat, int]:
     """A conversation of at least so many tokens, its last question edited; and what that ran."""
     chat = Chat(*demo, session=session, temperature=0, max_tokens=10)
     while chat.tokens < tokens:
@@ -711,11 +711,13 @@ def edited_question(demo: tuple[Olmo3, Tokenizer], session: Session, tokens: int
     return chat, list(chat.edit("What is 17 + 25?"))[-1].prompt_tokens
 
 
-@pytest.mark.parametrize("rewind", [0, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rewind", "tokens"), [(0, 300), *(pytest.param(n, 1000, marks=pytest.mark.slow) for n in (0, 512))]
+)
 def test_editing_the_last_question_of_a_long_conversation_runs_just_the_new_tokens(
-    demo: tuple[Olmo3, Tokenizer], rewind: int
+    demo: tuple[Olmo3, Tokenizer], rewind: int, tokens: int
 ) -> None:
-    chat, ran = edited_question(demo, Session(demo[0], rewind=rewind))
+    chat, ran = edited_question(demo, Session(demo[0], rewind=rewind), tokens)
     new = demo[1].encode("<|im_end|>\n<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n<|im_start|>assistant\n")
     assert ran <= len(new) + 1
     fresh = generate(*demo, chat.messages[:-1], temperature=0, max_tokens=10)
@@ -728,7 +730,7 @@ def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], 
     def session() -> Session:
         return Session(model, files=SessionFiles(tmp_path, identity(model), ""))
 
-    chat, _ = edited_question(demo, session(), 600)
+    chat, _ = edited_question(demo, session(), 300)
     chat.session.save()
     again = Chat(*demo, session=session(), temperature=0, max_tokens=10)
     again.session.resume()

@@ -550,11 +550,10 @@ def test_the_last_turn_can_be_answered_anew_edited_and_taken_back(olmo3: Run) ->
     assert done.err == GREETING + "(taken back)\n"
 
 
-@pytest.mark.parametrize("command", ["/retry", "/edit Hi", "/undo"])
-def test_there_must_be_a_turn_to_go_back_to(olmo3: Run, command: str) -> None:
-    done = chat(olmo3, command, SUM)
+def test_there_must_be_a_turn_to_go_back_to(olmo3: Run) -> None:
+    done = chat(olmo3, "/retry", "/edit Hi", "/undo", SUM)
     assert done.out == "17 + 25 = 42\n"
-    assert "error: nothing was said yet" in done.err
+    assert done.err.count("error: nothing was said yet") == 3
 
 
 @pytest.fixture
@@ -974,8 +973,9 @@ def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_pat
 
 
 def test_convert_measures_what_came_out_unless_told_not_to(
-    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path
+    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 256)
     text = tmp_path / "text"
     text.write_text("Olmo 3 7B has 32 layers, of which one in four sees everything. " * 200)
     dest = tmp_path / "dest"

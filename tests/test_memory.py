@@ -143,12 +143,12 @@ on_cpu = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reaso
     ("shape", "kv_bits", "chunk", "held"),
     [
         ({"inner": 2048}, None, 512, 0),
-        ({"hidden": 256, "inner": 512, "layers": 4}, None, 512, 1000),
+        ({"hidden": 256, "inner": 512, "layers": 4}, None, 128, 1000),
         ({"hidden": 256, "inner": 512, "layers": 4, "kv": 1, "window": 256}, None, 512, 1000),
-        ({"hidden": 256, "inner": 512, "layers": 4, "window": 256}, 8, 512, 1000),
-        ({"hidden": 256, "inner": 512, "layers": 4, "window": 256}, 4, 512, 1000),
+        ({"hidden": 256, "inner": 512, "layers": 4, "window": 256}, 8, 128, 1000),
+        ({"hidden": 256, "inner": 512, "layers": 4, "window": 256}, 4, 128, 1000),
         ({"hidden": 256, "inner": 512, "layers": 4}, 4, 64, 2000),
-        ({"hidden": 512, "heads": 2, "kv": 2}, None, 512, 0),
+        ({"hidden": 512, "heads": 2, "kv": 2}, None, 128, 0),
     ],
 )
 def test_working_space_is_estimated_from_above_and_within_a_factor(

@@ -16,13 +16,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import TINY, random_model
+from test_session import LONG
 
 from olmo3_mlx import Olmo3, Session, SessionError
 from olmo3_mlx.generation import prefill
 from olmo3_mlx.session_files import SessionFiles
 
 TOLERANCE = 1e-4
-CONFIG = {**TINY, "max_position_embeddings": 2048, "head_dim": 32}
+CONFIG = {**LONG, "max_position_embeddings": 2048}
 CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between checkpoints
 
 
