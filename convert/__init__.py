@@ -8,9 +8,11 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
+from convert.conversion import Conversion
 from convert.options import check_options
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned
@@ -111,19 +113,15 @@ def convert(
         quality, by = None, "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
         made = Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
         if measured_on is not None:
-            again = ["olmo3", "compare", str(source), dest.name, *measured_on.options]
-            again += ["--revision-a", revision] if revision else []
+            again = ["olmo3", "compare", str(source), dest.name, *measured_on.options, *_at(revision)]
             quality, no_card = work.measure(folder, measured_on, again, made)
         work.describe(folder, upload_to or dest.name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
         upload(dest, upload_to)
-    return Report(
-        parameters=origin.parameters,
-        source_bytes=origin.size.bytes,
-        bytes=work.size.bytes,
+    return _report(
+        work,
         seconds=time.perf_counter() - begin,
-        left_out=work.plan.left_out,
         quality=quality,
         no_card=no_card,
         advice=() if quality is None else advice(quality, made),
@@ -131,7 +129,22 @@ def convert(
     )
 
 
+def _report(work: Conversion, **rest: Any) -> Report:
+    return Report(
+        parameters=work.source.parameters,
+        source_bytes=work.source.size.bytes,
+        bytes=work.size.bytes,
+        left_out=work.plan.left_out,
+        **rest,
+    )
+
+
 def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:
     if recipe is not None:
         return recipe_named(recipe)
     return Recipe(None if bits is None else uniform(bits, group_size, mode))
+
+
+def _at(revision: str | None) -> list[str]:
+    """What `olmo3 compare` is told of a first checkpoint's revision."""
+    return [] if revision is None else ["--revision-a", revision]

@@ -5,7 +5,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,20 +37,25 @@ class FakeHub:
     cut: dict[str, int] = field(default_factory=dict)  # by file: how often it breaks off halfway
     reset: bool = False  # break off by a reset, not an orderly end
     status: int | None = None  # answer everything with this
+    code: str = ""  # what went wrong then, in the hub's words
+    branches: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    refs: str | None = None  # what it says of them instead
     url: str = ""
+    asked: list[str] = field(default_factory=list)  # paths of all requests
     got: list[str] = field(default_factory=list)  # files whose content was asked for
     ranges: list[str] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer as huggingface.co does, as far as snapshot_download looks."""
+        """Answer as huggingface.co does, as far as snapshot_download and list_repo_refs look."""
+        self.asked.append(request.path)
         path = request.path.partition("?")[0].strip("/")
         if self.status is not None:
-            return self.refuse(request, self.status)
+            return self.refuse(request, self.status, self.code)
         parts = path.removeprefix("api/models/").split("/")
         if parts[:2] != ["olmo", "tiny"]:
             return self.refuse(request, 401 if path.startswith("api/models/") else 404, "RepoNotFound")
-        if len(parts) == 2:
-            parts += ["revision", "main"]
+        parts += ["revision", "main"][len(parts) - 2 :]
         by_commit = {commit: revision for revision, commit in COMMITS.items()}
         revision = by_commit.get(parts[3], parts[3])
         if revision not in self.files:
@@ -59,13 +64,15 @@ class FakeHub:
         if self.gated == "api" or (self.gated and not listed):
             return self.refuse(request, 403, "GatedRepo")
         if listed:
-            return self.list(request, parts[2], revision)
+            return self.tell(request, parts[2], revision)
         return self.send(request, revision, "/".join(parts[4:]))
 
-    def list(self, request: BaseHTTPRequestHandler, what: str, revision: str) -> None:
+    def tell(self, request: BaseHTTPRequestHandler, what: str, revision: str) -> None:
         files = self.files[revision]
         answer: Any
-        if what == "tree":
+        if what == "refs":
+            answer = self.list_refs()
+        elif what == "tree":
             answer = [
                 {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
                 for name, data in files.items()
@@ -73,9 +80,18 @@ class FakeHub:
         else:
             siblings = [{"rfilename": name} for name in files]
             answer = {"id": "olmo/tiny", "sha": COMMITS[revision], "siblings": siblings}
-        body = json.dumps(answer).encode()
+        body = (self.refs if what == "refs" and self.refs is not None else json.dumps(answer)).encode()
         reply(request, 200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         request.wfile.write(body)
+
+    def list_refs(self) -> dict[str, list[Any]]:
+        def refs(names: Sequence[str], where: str) -> list[dict[str, str]]:
+            return [
+                {"name": n, "ref": f"refs/{where}/{n}", "targetCommit": f"{i:040x}"}
+                for i, n in enumerate(names)
+            ]
+
+        return {"branches": refs(self.branches, "heads"), "tags": refs(self.tags, "tags"), "converts": []}
 
     def send(self, request: BaseHTTPRequestHandler, revision: str, name: str) -> None:
         data = self.files[revision].get(name)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from conftest import TINY, random_model, save_checkpoint
 
 from convert.calibration.blocks import Calibration, Moments
 from convert.calibration.gptq import Codes, packed, quantized, searched
-from convert.calibration.sensitivity import choose, costs
+from convert.calibration.sensitivity import _options, allocate, choose, costs
 from convert.layers import Layers
 from convert.source import Source
 from olmo3_mlx import Tokenizer
@@ -250,3 +251,30 @@ def test_quantizing_is_not_slow() -> None:
     began = time.perf_counter()
     quantized(weight, hessian, Quantization(4, 64), mx.bfloat16)
     assert time.perf_counter() - began < 10
+
+
+def test_a_large_layer_is_no_reason_to_waste_bits(tmp_path: Path) -> None:
+    """The head as large as all else: a step of it that no longer fits must not leave it at the bottom."""
+    source = a_source(tmp_path / "a", vocab_size=2048)
+    sizes = {name.removesuffix(".weight"): np.prod(tensor.shape) for name, tensor in source.tensors.items()}
+    blocks = [path for path in every(source, Quantization(4, 32)) if "layers" in path]
+    found = {**dict.fromkeys(blocks, 0.002), "lm_head": 0.05, "model.embed_tokens": 0.0001}
+    few = [Quantization(bits, 32) for bits in (3, 4, 8)]
+    options = {
+        path: dict(zip(few, _options(source, path, found[path], few, None), strict=True)) for path in found
+    }
+
+    def cost(plan: Mapping[str, Quantization]) -> float:
+        return sum(options[path][how][1] for path, how in plan.items())
+
+    for target in np.arange(4.2, 8.5, 0.1):
+        plan = allocate(source, found, float(target), few)
+        rest = 16 * sum(size for path, size in sizes.items() if path not in plan)
+        spent = rest + sum(sizes[path] * options[path][how][0] for path, how in plan.items())
+        assert spent <= target * sum(sizes.values())
+        # No better plan with all blocks alike.
+        for head, embedding, block in product(few, few, few):
+            other = {**dict.fromkeys(blocks, block), "lm_head": head, "model.embed_tokens": embedding}
+            bits = rest + sum(sizes[path] * options[path][how][0] for path, how in other.items())
+            if bits <= target * sum(sizes.values()):
+                assert cost(plan) <= cost(other) * 1.0001

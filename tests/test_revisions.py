@@ -1,16 +1,10 @@
 """A model's revisions: what their names tell, their order, and a hub that does not list them."""
 
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import huggingface_hub.constants
 import pytest
+from fake_hub import FakeHub
 
 from olmo3_mlx import CheckpointError, HubError
 from olmo3_mlx.cli import main
@@ -31,66 +25,6 @@ ORDERED = [
     "v1.0",
     "main",
 ]
-
-
-@dataclass
-class FakeHub:
-    """What the hub answers to the question for a model's refs."""
-
-    branches: list[str] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
-    status: int = 200
-    code: str = ""
-    body: str | None = None
-    asked: list[str] = field(default_factory=list)
-
-    def answer(self) -> bytes:
-        def refs(names: list[str], where: str) -> list[dict[str, str]]:
-            return [
-                {"name": n, "ref": f"refs/{where}/{n}", "targetCommit": f"{i:040x}"}
-                for i, n in enumerate(names)
-            ]
-
-        found = {"branches": refs(self.branches, "heads"), "tags": refs(self.tags, "tags"), "converts": []}
-        return (json.dumps(found) if self.body is None else self.body).encode()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """A hub on a port of this machine that huggingface_hub takes for the real one."""
-    fake = FakeHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            fake.asked.append(self.path)
-            body = fake.answer() if fake.status == 200 else b""
-            self.send_response(fake.status)
-            self.send_header("Content-Length", str(len(body)))
-            if fake.code:
-                self.send_header("X-Error-Code", fake.code)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    constants = "huggingface_hub.constants."
-    monkeypatch.setattr(constants + "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants + "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    huggingface_hub.close_session()
-    yield fake
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.mark.parametrize(
@@ -188,15 +122,15 @@ def test_what_is_no_hub_id_is_refused_without_asking(hub: FakeHub, name: str) ->
         ((403, "GatedRepo", None), "gated"),
         ((500, "", None), "try again"),
         ((429, "", None), "try again"),
-        ((200, "", "<html>"), "try again"),
-        ((200, "", "{}"), "try again"),
-        ((200, "", '{"branches": 7}'), "try again"),
+        ((None, "", "<html>"), "try again"),
+        ((None, "", "{}"), "try again"),
+        ((None, "", '{"branches": 7}'), "try again"),
     ],
 )
 def test_a_hub_that_does_not_list_them_is_a_hub_error_of_one_line(
-    hub: FakeHub, answer: tuple[int, str, str | None], said: str, capsys: pytest.CaptureFixture[str]
+    hub: FakeHub, answer: tuple[int | None, str, str | None], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.status, hub.code, hub.body = answer
+    hub.status, hub.code, hub.refs = answer
     with pytest.raises(HubError, match=said) as caught:
         list_revisions("olmo/tiny")
     assert "olmo/tiny" in str(caught.value)

@@ -4,11 +4,13 @@ Every layer is rounded by itself at 4 bits, and the hidden states that result go
 model beside the original's, all of them in one pass over the blocks, so that each block is read once.
 The KL divergence at the end is the layer's cost; at other bits and group sizes it is taken to go with
 the squared error of the weights. They are taken to add up, so choosing is the knapsack's greedy walk
-along each layer's lower convex hull (Shoham and Gersho 1988).
+along each layer's lower convex hull (Shoham and Gersho 1988). A walk is the best but for its last steps,
+which are large where a layer is much of the model: embedding and head are tried at every option.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -70,25 +72,47 @@ def allocate(
     """`choose` with the costs (path -> KL at 4 bits) measured before."""
     hulls = {path: _hull(_options(source, path, cost, candidates, dtype)) for path, cost in found.items()}
     hulls = {path: hull for path, hull in hulls.items() if hull}
-    sizes = {name.removesuffix(".weight"): int(np.prod(t.shape)) for name, t in source.tensors.items()}
+    sizes = {name.removesuffix(".weight"): prod(tensor.shape) for name, tensor in source.tensors.items()}
     rest = sum(
         (dtype or tensor.dtype).size * 8 * sizes[name.removesuffix(".weight")]
         for name, tensor in source.tensors.items()
         if name.removesuffix(".weight") not in hulls
     )
-    left = target_bpw * sum(sizes.values()) - rest - sum(sizes[p] * hull[0][0] for p, hull in hulls.items())
+    budget = target_bpw * sum(sizes.values()) - rest
+    large = [path for path in (EMBEDDING, HEAD) if path in hulls]
+    plans = [
+        _walk({**hulls, **dict(zip(large, ([option] for option in fixed), strict=True))}, sizes, budget)
+        for fixed in product(*(hulls[path] for path in large))
+    ]
+    fitting = [plan for plan in plans if _bits(plan, sizes) <= budget]
+    best = min(fitting, key=_cost) if fitting else min(plans, key=lambda plan: _bits(plan, sizes))
+    return {path: how for path, (_, _, how) in best.items()}
+
+
+def _walk(
+    hulls: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], budget: float
+) -> dict[str, Option]:
+    """Each layer's fewest bits, then the steps along the hulls that gain most a bit, while they fit."""
+    chosen = dict.fromkeys(hulls, 0)
+    left = budget - sum(sizes[path] * hull[0][0] for path, hull in hulls.items())
     steps = [
-        (-(a[1] - b[1]) / (sizes[path] * (b[0] - a[0])), path, i)
+        (_slope(a, b) / sizes[path], path, i, sizes[path] * (b[0] - a[0]))
         for path, hull in hulls.items()
         for i, (a, b) in enumerate(pairwise(hull))
     ]
-    chosen = dict.fromkeys(hulls, 0)
-    for _, path, i in sorted(steps):
-        price = sizes[path] * (hulls[path][i + 1][0] - hulls[path][i][0])
+    for _, path, i, price in sorted(steps):
         if chosen[path] == i and price <= left:
             chosen[path] = i + 1
             left -= price
-    return {path: hulls[path][i][2] for path, i in chosen.items()}
+    return {path: hulls[path][i] for path, i in chosen.items()}
+
+
+def _bits(plan: Mapping[str, Option], sizes: Mapping[str, int]) -> float:
+    return sum(sizes[path] * option[0] for path, option in plan.items())
+
+
+def _cost(plan: Mapping[str, Option]) -> float:
+    return sum(cost for _, cost, _ in plan.values())
 
 
 def costs(source: Source, tokens: mx.array) -> dict[str, float]:
