@@ -110,8 +110,7 @@ def convert(
         work = planned(origin, how, cast, words, wishes)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
-        quality, by = None, "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
-        made = Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
+        quality, made = None, _quantized(work, bits, recipe, target_bpw)
         if measured_on is not None:
             again = ["olmo3", "compare", str(source), dest.name, *measured_on.options, *_at(revision)]
             quality, no_card = work.measure(folder, measured_on, again, made)
@@ -137,6 +136,13 @@ def _report(work: Conversion, **rest: Any) -> Report:
         left_out=work.plan.left_out,
         **rest,
     )
+
+
+def _quantized(
+    work: Conversion, bits: int | None, recipe: str | Path | None, target_bpw: float | None
+) -> Quantized:
+    by = "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
+    return Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
 
 
 def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:
