@@ -107,7 +107,7 @@ def convert(
     with new_folder(dest, resume=resume) as folder:
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else resolve(tokenizer, weights=False)
-        work = planned(origin, how, cast, words, wishes)
+        work = planned(origin, how, cast, words, wishes=wishes, folder=folder)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
         quality, made = None, _quantized(work, bits, recipe, target_bpw)

@@ -37,14 +37,20 @@ _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 class Conversion:
     """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
 
-    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any.
+    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any; `target` is how many
+    bits a weight the plan was chosen for, if it was.
     """
 
     def __init__(
-        self, source: Source, plan: Plan, dtype: mx.Dtype | None, tokens: mx.array | None = None
+        self,
+        source: Source,
+        plan: Plan,
+        dtype: mx.Dtype | None,
+        tokens: mx.array | None = None,
+        target: float | None = None,
     ) -> None:
         self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
-        self.tokens = tokens
+        self.tokens, self.target = tokens, target
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
@@ -57,7 +63,7 @@ class Conversion:
 
     def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
-        journal = Journal(folder, {**self._identity(), "words": small_files(words)})
+        journal = Journal(folder, {**self.identity(), "words": small_files(words)})
         journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
@@ -139,13 +145,15 @@ class Conversion:
     def _dtype(self, name: str) -> mx.Dtype:
         return self.dtype or self.source.tensors[name].dtype
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another conversion, in JSON's types, but for tokenizer and template."""
         return {
             "program": _PROGRAM,
             "device": mx.default_device().type.name,  # they do not round alike
             "source": self.source.identity(),
             "dtype": str(self.dtype),
             "calibration": _sha256(self.tokens),
+            "target": self.target,
             "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
         }
 

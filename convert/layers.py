@@ -10,7 +10,7 @@ In float32, whatever the weights are stored in. Needs memory for one block, or f
 embedding and of the head that are read at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import mlx.core as mx
 import numpy as np
@@ -65,6 +65,13 @@ class Layers:
         """The head [V, hidden], unread: the embedding again where they are tied."""
         return self._tensors[self.head_name]
 
+    def head_pieces(self) -> Iterator[mx.array]:
+        """The head's rows in order, [some, hidden] at a time."""
+        rows, width = self.head.shape
+        each = max(1, _ROWS_BYTES // (4 * width))
+        for start in range(0, rows, each):
+            yield self.head.rows(start, min(start + each, rows)).astype(mx.float32)
+
     @property
     def head_name(self) -> str:
         """What the head's weight is called in the checkpoint."""
@@ -72,12 +79,8 @@ class Layers:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """What came out of the last block, [B, L, hidden] -> [B, L, V], through norm and head."""
-        hidden = self.final_norm(hidden)
-        rows, width = self.head.shape
-        each = max(1, _ROWS_BYTES // (4 * width))
-        pieces = []
-        for start in range(0, rows, each):
-            part = self.head.rows(start, min(start + each, rows)).astype(mx.float32)
-            pieces.append(hidden @ part.T)
+        hidden, pieces = self.final_norm(hidden), []
+        for rows in self.head_pieces():
+            pieces.append(hidden @ rows.T)
             mx.eval(pieces[-1])
         return mx.concatenate(pieces, axis=-1)

@@ -8,10 +8,14 @@ import mlx.core as mx
 from convert.calibration.sensitivity import choose
 from convert.conversion import Conversion
 from convert.evaluation import CALIBRATION_TEXT, Evaluation, read_text, text_tokens
+from convert.quantize import pieces
 from convert.recipe import Plan, Recipe
 from convert.source import Source
+from convert.writer.journal import identity
+from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.model import Olmo3, check_token_ids
+from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.tokenizer import Tokenizer
 
 _CALIBRATION_TOKENS = 16384  # in sequences of _LENGTH
@@ -40,9 +44,9 @@ class Wishes(NamedTuple):
 
 
 def planned(
-    source: Source, recipe: Recipe, dtype: mx.Dtype | None, words: Path, wishes: Wishes
+    source: Source, recipe: Recipe, dtype: mx.Dtype | None, words: Path, *, wishes: Wishes, folder: Path
 ) -> Conversion:
-    """What is to be done, found out before the long work."""
+    """What is to be done, found out before the long work, or what was begun in `folder` if it is that."""
     plan = recipe.plan(Olmo3(source.config))
     if source.config.quantization is not None and plan.layers:
         how = source.config.quantization.default
@@ -56,17 +60,40 @@ def planned(
     if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
         raise OptionError("calibration is for affine quantization: leave out the mode, or calibrate")
     tokens = _calibration_tokens(source, words, wishes.calibrate)
+    _check_finite(source, dtype)
     if wishes.fixed:
         return Conversion(source, plan, dtype, tokens)
     target = wishes.target_bpw or rounding.bits_per_weight
+    begun = _begun(folder, Conversion(source, plan, dtype, tokens, target))
+    if begun is not None:
+        return Conversion(source, begun, dtype, tokens, target)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
-    chosen = Conversion(source, Plan(choose(source, some, target, dtype=rounding.dtype)), dtype, tokens)
+    layers = choose(source, some, target, dtype=rounding.dtype)
+    chosen = Conversion(source, Plan(layers), dtype, tokens, target)
     if chosen.bits_per_weight > target + 1e-9:
         raise ConvertError(
             f"{target} bits per weight cannot be reached: the least for this model is "
             f"{chosen.bits_per_weight:.3f}"
         )
     return chosen
+
+
+def _begun(folder: Path, work: Conversion) -> Plan | None:
+    """The plan of an unfinished conversion that is `work` but for its plan, chosen then."""
+    found, asked = identity(folder), work.identity()
+    if any(found.get(key) != asked[key] for key in asked.keys() - {"layers"}):
+        return None
+    try:
+        return Plan({path: Quantization(*how) for path, how in found["layers"].items()})
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:
+    """Raise CheckpointError for weights that are not finite, in the dtype that they will have."""
+    for name, tensor in source.tensors.items():
+        for rows in pieces(tensor):
+            check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)
 
 
 def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Path) -> mx.array:

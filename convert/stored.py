@@ -1,7 +1,7 @@
 """Tensors as they lie in files, read some rows at a time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -101,19 +101,7 @@ class Dequantized:
 
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop`, dequantized."""
-        how = self.how
-        codes, scales, *biases = (part.rows(start, stop) for part in self.parts)
-        if how.mode == "affine":  # in the scales' own precision the products would be rounded
-            scales, biases = scales.astype(mx.float32), [b.astype(mx.float32) for b in biases]
-        array = mx.dequantize(
-            codes,
-            scales,
-            biases[0] if biases else None,
-            group_size=how.group_size,
-            bits=how.bits,
-            mode=how.mode,
-            dtype=mx.float32,
-        )
+        array = dequantized([part.rows(start, stop) for part in self.parts], self.how)
         mx.eval(array)
         return array
 
@@ -142,6 +130,22 @@ def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:
     array = array.view(dtype) if array.dtype != dtype else array
     mx.eval(array)
     return array
+
+
+def dequantized(parts: Sequence[mx.array], how: Quantization) -> mx.array:
+    """What codes, scales and, if the mode has any, biases stand for, in float32, lazily."""
+    codes, scales, *biases = parts
+    if how.mode == "affine":  # in the scales' own precision the products would be rounded
+        scales, biases = scales.astype(mx.float32), [b.astype(mx.float32) for b in biases]
+    return mx.dequantize(
+        codes,
+        scales,
+        biases[0] if biases else None,
+        group_size=how.group_size,
+        bits=how.bits,
+        mode=how.mode,
+        dtype=mx.float32,
+    )
 
 
 def read(tensor: Tensor) -> mx.array:

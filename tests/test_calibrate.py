@@ -202,8 +202,8 @@ def test_a_plan_keeps_to_its_budget_and_uses_it(tmp_path: Path, target: float) -
 def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.calibration.sensitivity._ROWS", rows)  # 50: the head in pieces
     source = a_source(tmp_path / "a")
+    monkeypatch.setattr("convert.layers._ROWS_BYTES", 4 * source.config.hidden_size * rows)  # 50: in pieces
     text = a_text(2, 16)
     found = costs(source, text)
     for path in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):

@@ -8,7 +8,10 @@ import pytest
 from conftest import TINY, cut_tokenizer, random_model, save_checkpoint
 
 from convert import convert as to_mlx
+from convert.calibration.blocks import Calibration
 from convert.card.measure import measure
+from convert.evaluation import text_tokens
+from convert.recipe import named
 from convert.source import Source
 from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
 
@@ -188,17 +191,65 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, text: Path) -> 
         to_mlx(folder, tmp_path / "dest", calibrate=text)
 
 
-def test_weights_that_are_not_finite_are_refused_before_the_long_work(
+def test_going_on_does_not_choose_bits_again(
+    source: Path, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop)
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("chosen again")
+
+    monkeypatch.setattr("convert.planning.choose", never)
+    monkeypatch.setattr("convert.calibration.blocks.embedding_hessian", never)
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
+    name = "model.safetensors"
+    assert (tmp_path / "dest" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_target_is_not_changed_on_the_way(source: Path, text: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5, progress=stop)
+    with pytest.raises(ConvertError, match=r"is another one \(.*target: 5 there, 5\.5 now"):
+        to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5.5, resume=True)
+
+
+def test_blocks_in_which_nothing_is_quantized_are_run_all_the_same(
     source: Path, text: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('bits = 4\n[layers]\n"model.layers.0.*" = "none"\n')
+    to_mlx(source, tmp_path / "dest", calibrate=text, recipe=recipe)
+    made = mx.load(str(tmp_path / "dest" / "model.safetensors"))
+    assert isinstance(made, dict)
+    origin, plan = Source.open(source), named(recipe).plan(Olmo3(Source.open(source).config)).layers
+    tokenizer = Tokenizer.from_folder(source)
+    calibration = Calibration(origin, plan, text_tokens(text.read_text(), tokenizer, 64, 8))
+    calibration.embedding()
+    for index in range(2):
+        wanted = calibration.block(index)
+    assert wanted
+    for name, array in wanted.items():
+        assert mx.array_equal(array, made[name]).item(), name
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_long_work(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = random_model(EVEN).tensors()
     broken = mx.array(tensors["model.layers.1.mlp.down_proj.weight"])
     broken[5, 7] = float("nan")
     tensors["model.layers.1.mlp.down_proj.weight"] = broken
     folder = even_checkpoint(tmp_path / "broken", tensors)
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text("bits = 4\n")
+    monkeypatch.setattr("convert.planning.choose", lambda *_, **__: pytest.fail("bits were chosen"))
     seen: list[int] = []
-    with pytest.raises(Exception, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
-        to_mlx(folder, tmp_path / "dest", calibrate=text, recipe=recipe, progress=lambda d, t: seen.append(d))
-    assert len(seen) <= 9  # norms alone
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
+        to_mlx(folder, tmp_path / "dest", calibrate=text, progress=lambda done, _: seen.append(done))
+    assert not seen

@@ -23,9 +23,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from convert.calibration.fisher import embedding_hessian
-from convert.calibration.gptq import Floats, quantized, searched
+from convert.calibration.gptq import Floats, quantized
 from convert.layers import Layers
+from convert.quantize import rounded
 from convert.source import Source
+from convert.stored import dequantized
 from olmo3_mlx.model import Block
 from olmo3_mlx.quantization import Quantization
 
@@ -63,7 +65,8 @@ class Moments:
     def aim(self, weight: Floats) -> Floats:
         """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs."""
         ridge = _RIDGE * float(np.mean(np.diag(self.hessian))) or 1.0
-        damped = self.hessian + ridge * np.eye(len(self.hessian), dtype=np.float32)
+        damped = self.hessian.copy()
+        np.fill_diagonal(damped, damped.diagonal() + np.float32(ridge))
         change = np.linalg.solve(damped, (weight @ self.drift).T).T
         return np.asarray(weight + _AIM * change, np.float32)
 
@@ -90,10 +93,17 @@ class Calibration:
         if how.mode == "affine":
             hessian = embedding_hessian(self._source, self._tokens)
             moments = Moments(hessian, np.zeros_like(hessian))
-        made, dense = self._in_rows(EMBEDDING, how, moments)
-        self._hidden = mx.array(dense)[self._tokens]
+        made = self._in_rows(EMBEDDING, how, moments)
+        ids, places = np.unique(np.array(self._tokens), return_inverse=True)
+        looked_up = {name: array[mx.array(ids)] for name, array in made.items()}
+        rows = _dense(looked_up, EMBEDDING, how)
+        self._hidden = rows[mx.array(places)].reshape(self._original.shape)
         mx.eval(self._hidden)
         return made
+
+    def skip_embedding(self, there: Layers) -> None:
+        """Go past an embedding that was made before and is `there`."""
+        self._hidden = there.embed(self._tokens)
 
     def block(self, index: int) -> dict[str, mx.array]:
         """The tensors of block `index`'s quantized layers; blocks come in order."""
@@ -101,7 +111,7 @@ class Calibration:
         path = f"model.layers.{index}"
         weights = dict(tree_flatten(original.parameters()))
         made: dict[str, mx.array] = {}
-        dequantized: list[tuple[str, mx.array]] = []
+        replaced: list[tuple[str, mx.array]] = []
 
         def make(names: tuple[str, ...], through: _Through) -> None:
             """Quantize layers that share an input: what `through` makes of the block's."""
@@ -116,10 +126,10 @@ class Calibration:
                     moments = Moments.of(inputs(weight))
                 elif how.mode == "affine":
                     moments = shared = shared or Moments.of(inputs(None))
-                tensors, dense = self._made(f"{path}.{name}", np.array(weight), how, moments)
+                tensors = self._made(f"{path}.{name}", np.array(weight), how, moments)
                 made.update(tensors)
-                dequantized.append((f"{name}.weight", mx.array(dense)))
-            block.load_weights(dequantized, strict=False)
+                replaced.append((f"{name}.weight", _dense(tensors, f"{path}.{name}", how)))
+            block.load_weights(replaced, strict=False)
 
         make(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), lambda _, x: x)
         make(("self_attn.o_proj",), _attended)
@@ -142,20 +152,16 @@ class Calibration:
             (_flat(mx.fast.rms_norm(here, norm, eps)), _flat(mx.fast.rms_norm(there, norm, eps)))
             for here, there in zip(self._hidden, self._original, strict=True)
         )
-        return self._in_rows(HEAD, how, moments)[0]
+        return self._in_rows(HEAD, how, moments)
 
     def _made(
         self, path: str, weight: Floats, how: Quantization, moments: Moments | None
-    ) -> tuple[dict[str, mx.array], Floats]:
-        """Tensors by name, and the weights that they stand for; without moments each row for itself."""
-        dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
-        if how.mode != "affine":
-            return _rounded(path, weight, how)
+    ) -> dict[str, mx.array]:
+        """Tensors by name; by rounding to nearest for modes whose scales cannot be fitted."""
         if moments is None:
-            codes = searched(weight, np.ones(weight.shape[1], np.float32), how, dtype)
-        else:
-            codes = quantized(moments.aim(weight), moments.hessian, how, dtype)
-        return codes.tensors(path), codes.dense()
+            return rounded(f"{path}.weight", mx.array(weight), how)
+        dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
+        return quantized(moments.aim(weight), moments.hessian, how, dtype).tensors(path)
 
     def _inputs(
         self,
@@ -173,30 +179,25 @@ class Calibration:
                 here, there = here / size, there / size
             yield here, there
 
-    def _in_rows(
-        self, path: str, how: Quantization, moments: Moments | None
-    ) -> tuple[dict[str, mx.array], Floats]:
+    def _in_rows(self, path: str, how: Quantization, moments: Moments | None) -> dict[str, mx.array]:
         """Embedding or head, some rows at a time."""
         tensor = self._source.tensors[f"{path}.weight"]
         parts = []
         for start in range(0, tensor.shape[0], _ROWS):
             rows = tensor.rows(start, min(start + _ROWS, tensor.shape[0])).astype(mx.float32)
             parts.append(self._made(path, np.array(rows), how, moments))
-        tensors = {name: mx.concatenate([made[name] for made, _ in parts]) for name in parts[0][0]}
-        return tensors, np.concatenate([dense for _, dense in parts])
+        return {name: mx.concatenate([made[name] for made in parts]) for name in parts[0]}
 
     def _advance(self, original: Block, block: Block) -> None:
         self._original, self._hidden = _each(original, self._original), _each(block, self._hidden)
 
 
-def _rounded(path: str, weight: Floats, how: Quantization) -> tuple[dict[str, mx.array], Floats]:
-    """To nearest, for modes whose scales cannot be fitted."""
-    parts = mx.quantize(mx.array(weight), group_size=how.group_size, bits=how.bits, mode=how.mode)
-    codes, scales = parts[0], parts[1]
-    dense = mx.dequantize(
-        codes, scales, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=mx.float32
-    )
-    return {f"{path}.weight": codes, f"{path}.scales": scales}, np.array(dense)
+def _dense(tensors: Mapping[str, mx.array], path: str, how: Quantization) -> mx.array:
+    """The weights that a layer's tensors stand for, in float32."""
+    parts = [
+        tensors[f"{path}.{kind}"] for kind in ("weight", "scales", "biases") if f"{path}.{kind}" in tensors
+    ]
+    return dequantized(parts, how)
 
 
 def _attended(block: Block, x: mx.array) -> mx.array:

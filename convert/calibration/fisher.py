@@ -9,7 +9,6 @@ from convert.source import Source
 
 _STATES_BYTES = 2**31  # of the hidden states between all blocks
 _TOKENS = 4096  # looked at, at most
-_POSITIONS = 512  # of the head's at once
 _RIDGE = 0.1  # of the mean diagonal, added to it: few draws say little about some directions
 
 
@@ -40,19 +39,25 @@ def embedding_hessian(source: Source, tokens: mx.array) -> Floats:
 
 
 def _slope(layers: Layers, hidden: mx.array) -> mx.array:
-    """The gradient of the loss by what came out of the last block, hidden [N, L, n]."""
-    head = layers.weight(layers.head_name)
+    """The gradient of the loss by what came out of the last block, hidden [N, L, n].
+
+    By the head's input it is what the model expects of the head's rows, less the row that was drawn. The
+    head is read twice, in pieces; the largest of the logits with Gumbel noise is a draw from all of them.
+    """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    found = []
-    for start in range(0, len(flat), _POSITIONS):
-        part = flat[start : start + _POSITIONS]
-        drawn = mx.random.categorical(layers.final_norm(part) @ head.T, key=mx.random.key(start))
-
-        def loss(x: mx.array, drawn: mx.array = drawn) -> mx.array:
-            logits = layers.final_norm(x) @ head.T
-            actual = mx.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
-            return (mx.logsumexp(logits, axis=-1) - actual).sum()
-
-        found.append(mx.grad(loss)(part))
-        mx.eval(found[-1])
-    return mx.concatenate(found).reshape(hidden.shape)
+    normed = layers.final_norm(flat)
+    totals = largest = mx.full(len(flat), -mx.inf)
+    drawn = mx.zeros_like(flat)
+    for place, rows in enumerate(layers.head_pieces()):
+        logits = normed @ rows.T
+        totals = mx.logaddexp(totals, mx.logsumexp(logits, axis=-1))
+        noisy = logits + mx.random.gumbel(logits.shape, key=mx.random.key(place))
+        drawn = mx.where((noisy.max(-1) > largest)[:, None], rows[noisy.argmax(-1)], drawn)
+        largest = mx.maximum(largest, noisy.max(-1))
+        mx.eval(totals, largest, drawn)
+    expected = mx.zeros_like(flat)
+    for rows in layers.head_pieces():
+        expected += mx.exp(normed @ rows.T - totals[:, None]) @ rows
+        mx.eval(expected)
+    _, (slope,) = mx.vjp(layers.final_norm, [flat], [expected - drawn])
+    return slope.reshape(hidden.shape)

@@ -73,7 +73,9 @@ def quantized(
 def damped(hessian: Floats) -> Floats:
     """`hessian` with a little of its mean diagonal added, and so more where an input was always 0."""
     mean = float(np.mean(np.diag(hessian))) or 1.0
-    return (hessian / mean + _DAMPING * np.eye(len(hessian))).astype(np.float32)
+    made = hessian / np.float32(mean)
+    np.fill_diagonal(made, made.diagonal() + np.float32(_DAMPING))
+    return made
 
 
 def searched(weight: Floats, importance: Floats, how: Quantization, dtype: mx.Dtype) -> Codes:

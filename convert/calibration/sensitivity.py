@@ -8,7 +8,7 @@ along each layer's lower convex hull (Shoham and Gersho 1988). A walk is the bes
 which are large where a layer is much of the model: embedding and head are tried at every option.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, product
 from math import prod
 
@@ -27,7 +27,6 @@ CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for 
 _GAIN = 0.6  # what calibration leaves of a block's layer's cost, measured
 _EMBEDDING_GAIN, _HEAD_GAIN = 0.5, 0.8
 _SAMPLED_ROWS = 256
-_ROWS = 4096  # of the head at once
 _STATES_BYTES = 2**31  # of the hidden states of all models but one layer
 _LAYERS = (
     "self_attn.q_proj",
@@ -53,11 +52,12 @@ def choose(
     included, or, if that is not possible, the smallest one.
 
     Scales and what is not quantized are in `dtype`, by default the source's. `tokens` [N, L] are measured
-    on, as many sequences as memory allows; the result is a function of the arguments alone. Layers whose
+    on, as many of them as memory allows; the result is a function of the arguments alone. Layers whose
     inputs no group size divides are left out of the plan.
     """
-    states = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size * tokens.shape[1]
-    found = costs(source, tokens[: max(1, _STATES_BYTES // states)])
+    each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
+    many = _STATES_BYTES // each
+    found = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)])
     return allocate(source, found, target_bpw, candidates, dtype=dtype)
 
 
@@ -139,13 +139,16 @@ def _divergences(layers: Layers, states: dict[str, mx.array]) -> dict[str, float
     up over pieces of the vocabulary, so that the head is read twice, whatever the number of states.
     """
     headed = EMBEDDING if layers.config.tie_word_embeddings else HEAD
-    normed = {path: layers.final_norm(_flat(state)) for path, state in states.items()}
+    normed = {}
+    for path in list(states):  # one by one, so that they are not held twice
+        normed[path] = layers.final_norm(_flat(states.pop(path)))
+        mx.eval(normed[path])
     original = normed[""]
-    totals = _logsumexp(original @ rows.T for rows in _head_rows(layers))
+    totals = _logsumexp(original @ rows.T for rows in layers.head_pieces())
     paths = [path for path in normed if path not in ("", headed)] + [headed]
     expected = {path: mx.zeros(len(original)) for path in ("", *paths)}
     sizes = {path: mx.full(len(original), -mx.inf) for path in paths}
-    for rows in _head_rows(layers):
+    for rows in layers.head_pieces():
         logits = original @ rows.T
         chance = mx.exp(logits - totals[:, None])
         expected[""] += (chance * logits).sum(-1)
@@ -157,13 +160,6 @@ def _divergences(layers: Layers, states: dict[str, mx.array]) -> dict[str, float
             mx.eval(expected[path], sizes[path])
     own = expected[""] - totals
     return {path: float((own - expected[path] + sizes[path]).mean().item()) for path in paths}  # type: ignore[arg-type]
-
-
-def _head_rows(layers: Layers) -> Iterator[mx.array]:
-    """The head's rows in float32, some at a time."""
-    head = layers.head
-    for start in range(0, head.shape[0], _ROWS):
-        yield head.rows(start, min(start + _ROWS, head.shape[0])).astype(mx.float32)
 
 
 def _logsumexp(pieces: Iterable[mx.array]) -> mx.array:

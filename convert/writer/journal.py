@@ -74,6 +74,12 @@ class Journal:
         os.unlink(self._path)  # noqa: PTH108
 
 
+def identity(folder: Path) -> dict[str, Any]:
+    """What is being made in a folder; empty if nothing was begun there."""
+    found = next(iter(_lines(folder / NAME)), {})
+    return {} if _is_written(found) else found
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
