@@ -71,12 +71,12 @@ def a_layer(rows: int = 48, n: int = 128, seed: int = 0) -> tuple[Any, Any]:
     draw = np.random.default_rng(seed)
     mixing = draw.normal(size=(n, n)) * np.exp(draw.normal(size=n)) / n**0.5
     x = (draw.normal(size=(4 * n, n)) @ mixing).astype(np.float32)
-    return draw.normal(size=(rows, n)).astype(np.float32), x.T @ x
+    return mx.array(draw.normal(size=(rows, n)).astype(np.float32)), mx.array(x.T @ x)
 
 
 def error(weight: Any, hessian: Any, made: Codes) -> float:
     left = weight - made.dense()
-    return float((left @ hessian * left).sum())
+    return float((left @ hessian * left).sum().item())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -84,14 +84,14 @@ def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
     weight = mx.random.normal((8, 128), key=mx.random.key(bits))
     words, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
     codes = mx.dequantize(words, mx.ones_like(scales), mx.zeros_like(biases), group_size=64, bits=bits)
-    assert np.array_equal(packed(np.array(codes), bits), np.array(words))
+    assert np.array_equal(packed(codes, bits), np.array(words))
 
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_each_step_lowers_the_error_of_the_outputs(bits: int) -> None:
     weight, hessian = a_layer()
     how = Quantization(bits, 64)
-    plain = error(weight, hessian, searched(weight, np.diag(hessian), how, mx.bfloat16))
+    plain = error(weight, hessian, searched(weight, mx.diag(hessian), how, mx.bfloat16))
     gptq = error(weight, hessian, quantized(weight, hessian, how, mx.bfloat16, passes=0))
     refitted = error(weight, hessian, quantized(weight, hessian, how, mx.bfloat16, passes=2))
     assert gptq < 0.7 * plain
@@ -102,24 +102,24 @@ def test_dead_inputs_are_no_trouble() -> None:
     weight, hessian = a_layer()
     hessian[5:20] = hessian[:, 5:20] = 0
     made = quantized(weight, hessian, Quantization(4, 32), mx.bfloat16)
-    assert np.isfinite(made.dense()).all()
-    nothing = quantized(weight, np.zeros_like(hessian), Quantization(4, 32), mx.bfloat16)
-    assert np.abs(nothing.dense() - weight).max() < 1
+    assert mx.isfinite(made.dense()).all().item()
+    nothing = quantized(weight, mx.zeros_like(hessian), Quantization(4, 32), mx.bfloat16)
+    assert mx.abs(nothing.dense() - weight).max().item() < 1
 
 
 def test_constant_groups_come_back_exactly() -> None:
-    weight = np.full((4, 64), 0.5, np.float32)
+    weight = mx.full((4, 64), 0.5)
     weight[1] = 0
-    made = quantized(weight, np.eye(64, dtype=np.float32), Quantization(4, 64), mx.bfloat16)
-    assert np.abs(made.dense() - weight).max() < 1e-6
+    made = quantized(weight, mx.eye(64), Quantization(4, 64), mx.bfloat16)
+    assert mx.abs(made.dense() - weight).max().item() < 1e-6
 
 
 def test_the_aim_makes_good_half_of_a_drift_in_the_inputs() -> None:
     draw = np.random.default_rng(0)
-    there = draw.normal(size=(512, 32)).astype(np.float32)
-    weight = draw.normal(size=(8, 32)).astype(np.float32)
+    there = mx.array(draw.normal(size=(512, 32)).astype(np.float32))
+    weight = mx.array(draw.normal(size=(8, 32)).astype(np.float32))
     aim = Moments.of(iter([(0.8 * there, there)])).aim(weight)
-    assert np.abs(aim - 1.125 * weight).max() < 0.02  # half of 1 / 0.8 - 1
+    assert mx.abs(aim - 1.125 * weight).max().item() < 0.02  # half of 1 / 0.8 - 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 4}, {"tie_word_embeddings": True}])
@@ -207,11 +207,11 @@ def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
     text = a_text(2, 16)
     found = costs(source, text)
     for path in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):
-        weight = np.array(Layers(source).weight(f"{path}.weight"))
+        weight = Layers(source).weight(f"{path}.weight")
         group = 64 if weight.shape[1] % 64 == 0 else 32
         how = Quantization(4, group)
-        made = searched(weight, np.ones(weight.shape[1], np.float32), how, mx.bfloat16)
-        measured = kl(source, {f"{path}.weight": mx.array(made.dense())}, text)
+        made = searched(weight, mx.ones(weight.shape[1]), how, mx.bfloat16)
+        measured = kl(source, {f"{path}.weight": made.dense()}, text)
         assert abs(found[path] / measured - 1) < 0.02, path
 
 
@@ -267,7 +267,7 @@ def test_a_large_layer_is_no_reason_to_waste_bits(tmp_path: Path) -> None:
     def cost(plan: Mapping[str, Quantization]) -> float:
         return sum(options[path][how][1] for path, how in plan.items())
 
-    for target in np.arange(4.2, 8.5, 0.1):
+    for target in np.arange(4.2, 8.5, 0.4):
         plan = allocate(source, found, float(target), few)
         rest = 16 * sum(size for path, size in sizes.items() if path not in plan)
         spent = rest + sum(sizes[path] * options[path][how][0] for path, how in plan.items())

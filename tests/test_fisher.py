@@ -14,13 +14,13 @@ from olmo3_mlx.quantization import Quantization
 
 def test_an_embedding_fitted_to_the_rest_of_the_model_costs_less(tmp_path: Path) -> None:
     source = a_source(tmp_path / "a")
-    weight = np.array(Layers(source).weight("model.embed_tokens.weight"))
+    weight = Layers(source).weight("model.embed_tokens.weight")
     how = Quantization(3, 32)
     hessian = embedding_hessian(source, a_text(16))
     fitted = quantized(weight, hessian, how, mx.bfloat16).dense()
-    plain = searched(weight, np.ones(weight.shape[1], np.float32), how, mx.bfloat16).dense()
+    plain = searched(weight, mx.ones(weight.shape[1]), how, mx.bfloat16).dense()
     unseen = a_text(8, seed=9)
-    cost, before = (kl(source, {"model.embed_tokens.weight": mx.array(w)}, unseen) for w in (fitted, plain))
+    cost, before = (kl(source, {"model.embed_tokens.weight": w}, unseen) for w in (fitted, plain))
     assert cost < 0.9 * before
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from convert.calibration.fisher import embedding_hessian
-from convert.calibration.gptq import Floats, quantized
+from convert.calibration.gptq import quantized, with_ridge
 from convert.layers import Layers
 from convert.quantize import rounded
 from convert.source import Source
@@ -48,27 +48,24 @@ class Moments:
     [n, n] and over tokens, weighted, where x is the input in the quantized model.
     """
 
-    hessian: Floats
-    drift: Floats
+    hessian: mx.array
+    drift: mx.array
 
     @classmethod
-    def of(cls, pairs: Iterator[tuple[Floats, Floats]]) -> "Moments":
+    def of(cls, pairs: Iterator[tuple[mx.array, mx.array]]) -> "Moments":
         """From pairs of quantized and original inputs, each [tokens, n]."""
-        first, second = next(pairs)
-        drift: Floats = np.asarray((second - first).T @ first, np.float32)
-        moments = cls(first.T @ first, drift)
+        hessian = drift = mx.array(0.0)
         for here, there in pairs:
-            moments.hessian[...] += here.T @ here
-            moments.drift[...] += (there - here).T @ here
-        return moments
+            hessian = hessian + here.T @ here
+            drift = drift + (there - here).T @ here
+            mx.eval(hessian, drift)
+        return cls(hessian, drift)
 
-    def aim(self, weight: Floats) -> Floats:
+    def aim(self, weight: mx.array) -> mx.array:
         """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs."""
-        ridge = _RIDGE * float(np.mean(np.diag(self.hessian))) or 1.0
-        damped = self.hessian.copy()
-        np.fill_diagonal(damped, damped.diagonal() + np.float32(ridge))
-        change = np.linalg.solve(damped, (weight @ self.drift).T).T
-        return np.asarray(weight + _AIM * change, np.float32)
+        ridge = _RIDGE * float(mx.diag(self.hessian).mean().item()) or 1.0  # type: ignore[arg-type]
+        found = np.linalg.solve(np.array(with_ridge(self.hessian, ridge)), np.array((weight @ self.drift).T))
+        return weight + _AIM * mx.array(found.T)
 
 
 class Calibration:
@@ -92,7 +89,7 @@ class Calibration:
         moments = None
         if how.mode == "affine":
             hessian = embedding_hessian(self._source, self._tokens)
-            moments = Moments(hessian, np.zeros_like(hessian))
+            moments = Moments(hessian, mx.zeros_like(hessian))
         made = self._in_rows(EMBEDDING, how, moments)
         ids, places = np.unique(np.array(self._tokens), return_inverse=True)
         looked_up = {name: array[mx.array(ids)] for name, array in made.items()}
@@ -126,7 +123,7 @@ class Calibration:
                     moments = Moments.of(inputs(weight))
                 elif how.mode == "affine":
                     moments = shared = shared or Moments.of(inputs(None))
-                tensors = self._made(f"{path}.{name}", np.array(weight), how, moments)
+                tensors = self._made(f"{path}.{name}", weight, how, moments)
                 made.update(tensors)
                 replaced.append((f"{name}.weight", _dense(tensors, f"{path}.{name}", how)))
             block.load_weights(replaced, strict=False)
@@ -155,11 +152,11 @@ class Calibration:
         return self._in_rows(HEAD, how, moments)
 
     def _made(
-        self, path: str, weight: Floats, how: Quantization, moments: Moments | None
+        self, path: str, weight: mx.array, how: Quantization, moments: Moments | None
     ) -> dict[str, mx.array]:
         """Tensors by name; by rounding to nearest for modes whose scales cannot be fitted."""
         if moments is None:
-            return rounded(f"{path}.weight", mx.array(weight), how)
+            return rounded(f"{path}.weight", weight, how)
         dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
         return quantized(moments.aim(weight), moments.hessian, how, dtype).tensors(path)
 
@@ -169,13 +166,13 @@ class Calibration:
         block: Block,
         through: _Through,
         norm: mx.array | None,
-    ) -> Iterator[tuple[Floats, Floats]]:
+    ) -> Iterator[tuple[mx.array, mx.array]]:
         """A layer's inputs, one sequence at a time; `norm` is the weight whose output is normalised."""
         for x, y in zip(self._hidden, self._original, strict=True):
             here, there = _flat(through(block, x[None])), _flat(through(original, y[None]))
             if norm is not None:
-                output = there @ np.array(norm).T
-                size = np.sqrt((output * output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
+                output = there @ norm.T
+                size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
                 here, there = here / size, there / size
             yield here, there
 
@@ -185,7 +182,7 @@ class Calibration:
         parts = []
         for start in range(0, tensor.shape[0], _ROWS):
             rows = tensor.rows(start, min(start + _ROWS, tensor.shape[0])).astype(mx.float32)
-            parts.append(self._made(path, np.array(rows), how, moments))
+            parts.append(self._made(path, rows, how, moments))
         return {name: mx.concatenate([made[name] for made in parts]) for name in parts[0]}
 
     def _advance(self, original: Block, block: Block) -> None:
@@ -240,6 +237,6 @@ def _each(block: Block, hidden: mx.array) -> mx.array:
     return mx.concatenate(done)
 
 
-def _flat(x: mx.array) -> Floats:
+def _flat(x: mx.array) -> mx.array:
     """[..., n] -> [tokens, n]."""
-    return np.array(x.reshape(-1, x.shape[-1]), np.float32)
+    return x.reshape(-1, x.shape[-1])

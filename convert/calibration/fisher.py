@@ -1,9 +1,8 @@
 """What an error in the embedding costs at the end: the Fisher information of the hidden states that go in."""
 
 import mlx.core as mx
-import numpy as np
 
-from convert.calibration.gptq import Floats
+from convert.calibration.gptq import with_ridge
 from convert.layers import Layers
 from convert.source import Source
 
@@ -12,7 +11,7 @@ _TOKENS = 4096  # looked at, at most
 _RIDGE = 0.1  # of the mean diagonal, added to it: few draws say little about some directions
 
 
-def embedding_hessian(source: Source, tokens: mx.array) -> Floats:
+def embedding_hessian(source: Source, tokens: mx.array) -> mx.array:
     """[n, n], the sum of g g^T over some of tokens [N, L], and a ridge: g [n] is the gradient of a loss by
     what the embedding gives for a token. An error e there adds about e^T g g^T e / 2 to the KL divergence.
 
@@ -32,10 +31,9 @@ def embedding_hessian(source: Source, tokens: mx.array) -> Floats:
         block = layers.block(index)
         _, (slope,) = mx.vjp(lambda x, block=block: block(x, None), [states.pop()], [slope])
         mx.eval(slope)
-    flat = np.array(slope.reshape(-1, slope.shape[-1]))
+    flat = slope.reshape(-1, slope.shape[-1])
     hessian = flat.T @ flat
-    hessian += _RIDGE * np.mean(np.diag(hessian)) * np.eye(len(hessian), dtype=np.float32)
-    return np.asarray(hessian, np.float32)
+    return with_ridge(hessian, _RIDGE * float(mx.diag(hessian).mean().item()))  # type: ignore[arg-type]
 
 
 def _slope(layers: Layers, hidden: mx.array) -> mx.array:

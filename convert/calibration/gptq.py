@@ -6,17 +6,17 @@ It is made small in turns: scales and biases by search, codes by GPTQ (Frantar e
 arXiv:2210.17323) with fixed groups, scales and biases again by least squares under H, codes again by
 coordinate descent, which is GPTQ's step repeated with every other code in place (Behdin et al. 2023,
 arXiv:2309.01885, "QuantEase").
+
+All arrays are float32. Columns are worked on as rows of the transposed matrices, which are contiguous.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from olmo3_mlx.quantization import Quantization
-
-Floats = NDArray[np.float32]
 
 _COLUMNS = 64  # of a block whose error is carried on at once
 _SHRINKS = np.linspace(1.0, 0.6, 17)  # of a group's range, tried one after another
@@ -26,17 +26,17 @@ _SOLVED_BYTES = 2**28  # of normal equations solved at once
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized matrix: codes [rows, n] as float32 integers; scales and biases [rows, n / group_size],
+    """A quantized matrix: codes [rows, n], whole numbers; scales and biases [rows, n / group_size],
     rounded to `dtype`, in which they are stored.
     """
 
-    codes: Floats
-    scales: Floats
-    biases: Floats
+    codes: mx.array
+    scales: mx.array
+    biases: mx.array
     how: Quantization
     dtype: mx.Dtype
 
-    def dense(self) -> Floats:
+    def dense(self) -> mx.array:
         """The weights that they stand for, [rows, n]."""
         group = self.how.group_size
         return self.codes * _wide(self.scales, group) + _wide(self.biases, group)
@@ -45,40 +45,44 @@ class Codes:
         """As mx.quantize gives them, by their names in a checkpoint."""
         return {
             f"{path}.weight": mx.array(packed(self.codes, self.how.bits)),
-            f"{path}.scales": mx.array(self.scales).astype(self.dtype),
-            f"{path}.biases": mx.array(self.biases).astype(self.dtype),
+            f"{path}.scales": self.scales.astype(self.dtype),
+            f"{path}.biases": self.biases.astype(self.dtype),
         }
 
 
-def packed(codes: Floats, bits: int) -> NDArray[np.uint32]:
+def packed(codes: mx.array, bits: int) -> NDArray[np.uint32]:
     """codes [rows, n] -> [rows, n * bits / 32]: one stream of bits, the lowest first."""
-    bytes_ = codes.astype(np.uint8)[..., None]
-    stream = np.unpackbits(bytes_, axis=-1, count=bits, bitorder="little").reshape(len(codes), -1)
+    bytes_ = np.array(codes.astype(mx.uint8))[..., None]
+    stream = np.unpackbits(bytes_, axis=-1, count=bits, bitorder="little").reshape(len(bytes_), -1)
     return np.ascontiguousarray(np.packbits(stream, axis=-1, bitorder="little")).view("<u4")
 
 
 def quantized(
-    weight: Floats, hessian: Floats, how: Quantization, dtype: mx.Dtype, *, passes: int = 3
+    weight: mx.array, hessian: mx.array, how: Quantization, dtype: mx.Dtype, *, passes: int = 3
 ) -> Codes:
     """The codes of weight [rows, n] under hessian [n, n], after `passes` refits of scales and codes."""
     hessian = damped(hessian)
-    made = searched(weight, np.diag(hessian), how, dtype)
-    made = _with_codes(made, _gptq(weight, hessian, made))
+    made = searched(weight, mx.diag(hessian), how, dtype)
+    made = replace(made, codes=_gptq(weight, hessian, made))
     for _ in range(passes):
         made = _refitted(weight, hessian, made)
-        made = _with_codes(made, _descended(weight, hessian, made))
+        made = replace(made, codes=_descended(weight, hessian, made))
     return made
 
 
-def damped(hessian: Floats) -> Floats:
+def damped(hessian: mx.array) -> mx.array:
     """`hessian` with a little of its mean diagonal added, and so more where an input was always 0."""
-    mean = float(np.mean(np.diag(hessian))) or 1.0
-    made = hessian / np.float32(mean)
-    np.fill_diagonal(made, made.diagonal() + np.float32(_DAMPING))
-    return made
+    mean = float(mx.diag(hessian).mean().item()) or 1.0  # type: ignore[arg-type]
+    return with_ridge(hessian / mean, _DAMPING)
 
 
-def searched(weight: Floats, importance: Floats, how: Quantization, dtype: mx.Dtype) -> Codes:
+def with_ridge(matrix: mx.array, ridge: float) -> mx.array:
+    """`matrix` [n, n] with `ridge` added to its diagonal."""
+    count = mx.arange(len(matrix))
+    return mx.where(count[:, None] == count, matrix + ridge, matrix)
+
+
+def searched(weight: mx.array, importance: mx.array, how: Quantization, dtype: mx.Dtype) -> Codes:
     """Each group's scale and bias from the best of some shrunk ranges, by squared errors weighted with
     importance [n].
     """
@@ -86,88 +90,100 @@ def searched(weight: Floats, importance: Floats, how: Quantization, dtype: mx.Dt
     groups = weight.reshape(len(weight), -1, group)
     weights = importance.reshape(1, -1, group)
     low, high = groups.min(-1), groups.max(-1)
-    middle = (low + high) / 2
-    best = np.full(low.shape, np.inf, np.float32)
-    scales, biases = np.ones_like(low), np.zeros_like(low)
-    for shrink in _SHRINKS:
+    best = mx.full(low.shape, mx.inf)
+    scales, biases = mx.ones_like(low), mx.zeros_like(low)
+    for shrink in map(float, _SHRINKS):
         scale = _rounded((high - low) * shrink / top, dtype)
-        scale = np.where(scale > 0, scale, np.float32(1))
-        bias = _rounded(middle - (high - low) * shrink / 2, dtype)
+        scale = mx.where(scale > 0, scale, 1.0)
+        bias = _rounded((low + high) / 2 - (high - low) * shrink / 2, dtype)
         codes = _nearest(groups, scale[..., None], bias[..., None], top)
         error = codes * scale[..., None] + bias[..., None] - groups
         loss = (error * error * weights).sum(-1)
         better = loss < best
-        best = np.where(better, loss, best)
-        scales, biases = np.where(better, scale, scales), np.where(better, bias, biases)
-    made = Codes(np.empty_like(weight), scales, biases, how, dtype)
+        best = mx.where(better, loss, best)
+        scales, biases = mx.where(better, scale, scales), mx.where(better, bias, biases)
+        mx.eval(best, scales, biases)  # one try's temporaries at a time
     codes = _nearest(weight, _wide(scales, group), _wide(biases, group), top)
-    return _with_codes(made, codes)
+    mx.eval(codes)
+    return Codes(codes, scales, biases, how, dtype)
 
 
-def _gptq(weight: Floats, hessian: Floats, made: Codes) -> Floats:
+def _gptq(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
     """Column by column: round, and take the error out of the columns that are still to come."""
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    back = np.argsort(order, kind="stable")
+    order = mx.argsort(-mx.diag(hessian))
     group, top = made.how.group_size, 2**made.how.bits - 1
-    scales, biases = _wide(made.scales, group)[:, order].T, _wide(made.biases, group)[:, order].T
-    inverse = np.linalg.inv(hessian[np.ix_(order, order)].astype(np.float64))
-    factor = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper
-    left = np.ascontiguousarray(weight[:, order].T)  # [n, rows], a column is contiguous
-    codes = np.empty_like(left)
-    for start in range(0, len(left), _COLUMNS):
-        stop = min(start + _COLUMNS, len(left))
-        errors = np.empty((stop - start, left.shape[1]), np.float32)
+    scales, biases = (_wide(each, group).T[order] for each in (made.scales, made.biases))
+    factor = _inverse_factor(hessian[order][:, order])
+    left, diagonal = weight.T[order], mx.diag(factor)
+    errors, codes = mx.zeros_like(left), []
+    for start, stop in _blocks(len(left)):
+        here = slice(start, stop)
+        now = left[here] - factor[:start, here].T @ errors[:start]
+        found = []
         for j in range(start, stop):
-            codes[j] = _nearest(left[j], scales[j], biases[j], top)
-            errors[j - start] = (left[j] - codes[j] * scales[j] - biases[j]) / factor[j, j]
-            left[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
-        left[stop:] -= factor[start:stop, stop:].T @ errors
-    return np.ascontiguousarray(codes[back].T)
+            column = now[j - start]
+            codes.append(_nearest(column, scales[j], biases[j], top))
+            error = (column - codes[-1] * scales[j] - biases[j]) / diagonal[j]
+            now = now - factor[j, here, None] * error
+            found.append(error)
+        errors[here] = mx.stack(found)
+        mx.eval(errors, codes[start:])
+    return mx.stack(codes)[mx.argsort(order)].T
 
 
-def _descended(weight: Floats, hessian: Floats, made: Codes) -> Floats:
+def _inverse_factor(hessian: mx.array) -> mx.array:
+    """The upper triangular F with F^T F the inverse of `hessian`. In float64: it is badly conditioned.
+
+    With L L^T = hessian read backwards, F is the inverse of L read backwards.
+    """
+    lower = np.linalg.cholesky(np.array(hessian, np.float64)[::-1, ::-1]).astype(np.float32)
+    inverse = mx.linalg.tri_inv(mx.array(lower), upper=False, stream=mx.cpu)
+    return inverse[::-1, ::-1]
+
+
+def _descended(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
     """Each column's codes rounded anew with all others as they are, once through."""
     group, top = made.how.group_size, 2**made.how.bits - 1
-    scales = _wide(made.scales, group).T
-    codes = np.ascontiguousarray(made.codes.T)
-    slope = np.ascontiguousarray(hessian @ (weight - made.dense()).T)  # [n, rows]
-    for start in range(0, len(codes), _COLUMNS):
-        stop = min(start + _COLUMNS, len(codes))
-        moved = np.empty((stop - start, codes.shape[1]), np.float32)
+    scales, before = _wide(made.scales, group).T, made.codes.T
+    slopes = hessian @ (weight - made.dense()).T  # [n, rows]
+    diagonal, moved, codes = mx.diag(hessian), mx.zeros_like(slopes), []
+    for start, stop in _blocks(len(slopes)):
+        here = slice(start, stop)
+        slope = slopes[here] - hessian[here, :start] @ moved[:start]
+        found = []
         for j in range(start, stop):
-            wanted = codes[j] * scales[j] + slope[j] / hessian[j, j]
-            new = np.clip(np.round(wanted / scales[j]), 0, top)
-            moved[j - start] = (new - codes[j]) * scales[j]
-            codes[j] = new
-            slope[start:stop] -= hessian[start:stop, j, None] * moved[j - start]
-        rest = np.r_[0:start, stop : len(codes)]
-        slope[rest] -= hessian[rest, start:stop] @ moved
-    return np.ascontiguousarray(codes.T)
+            wanted = before[j] + slope[j - start] / (diagonal[j] * scales[j])
+            codes.append(mx.clip(mx.round(wanted), 0, top))
+            found.append((codes[-1] - before[j]) * scales[j])
+            slope = slope - hessian[here, j, None] * found[-1]
+        moved[here] = mx.stack(found)
+        mx.eval(moved, codes[start:])
+    return mx.stack(codes).T
 
 
-def _refitted(weight: Floats, hessian: Floats, made: Codes) -> Codes:
+def _blocks(columns: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _COLUMNS, columns)) for start in range(0, columns, _COLUMNS)]
+
+
+def _refitted(weight: mx.array, hessian: mx.array, made: Codes) -> Codes:
     """Scales and biases by least squares under the Hessian, the codes as they are."""
     count = made.scales.shape[1]
     each = max(1, _SOLVED_BYTES // (8 * (2 * count) ** 2))
-    scales, biases = np.empty_like(made.scales), np.empty_like(made.biases)
-    aim = np.asarray((weight - made.dense()) @ hessian, np.float32)
-    for start in range(0, len(weight), each):
-        rows = slice(start, start + each)
-        change = _least_squares(made.codes[rows], aim[rows], hessian, count)
-        scales[rows] = made.scales[rows] + change[:, :count]
-        biases[rows] = made.biases[rows] + change[:, count:]
-    scales, biases = _rounded(scales, made.dtype), _rounded(biases, made.dtype)
-    good = np.isfinite(scales) & np.isfinite(biases) & (scales != 0)
-    return Codes(
-        made.codes,
-        np.where(good, scales, made.scales),
-        np.where(good, biases, made.biases),
-        made.how,
-        made.dtype,
+    aim = (weight - made.dense()) @ hessian
+    changes = [
+        _least_squares(made.codes[start : start + each], aim[start : start + each], hessian, count)
+        for start in range(0, len(weight), each)
+    ]
+    change = mx.array(np.concatenate(changes))
+    scales = _rounded(made.scales + change[:, :count], made.dtype)
+    biases = _rounded(made.biases + change[:, count:], made.dtype)
+    good = mx.isfinite(scales) & mx.isfinite(biases) & (scales != 0)
+    return replace(
+        made, scales=mx.where(good, scales, made.scales), biases=mx.where(good, biases, made.biases)
     )
 
 
-def _least_squares(codes: Floats, aim: Floats, hessian: Floats, count: int) -> Floats:
+def _least_squares(codes: mx.array, aim: mx.array, hessian: mx.array, count: int) -> NDArray[np.float32]:
     """What to add to [scales, biases], [rows, 2 * count], given aim = error @ hessian, [rows, n]."""
     rows, n = codes.shape
     group = n // count
@@ -176,27 +192,23 @@ def _least_squares(codes: Floats, aim: Floats, hessian: Floats, count: int) -> F
     for g in range(count):
         span = slice(g * group, (g + 1) * group)
         seen = (codes[:, span] @ hessian[span]).reshape(rows, count, group)
-        normal[:, g, :count] = (seen * parts).sum(-1)
-        normal[:, g, count:] = seen.sum(-1)
+        normal[:, g, :count] = np.array((seen * parts).sum(-1))
+        normal[:, g, count:] = np.array(seen.sum(-1))
     normal[:, count:, :count] = normal[:, :count, count:].transpose(0, 2, 1)
-    normal[:, count:, count:] = hessian.reshape(count, group, count, group).sum((1, 3))
+    normal[:, count:, count:] = np.array(hessian.reshape(count, group, count, group).sum((1, 3)))
     normal += 1e-6 * np.einsum("rii->ri", normal).mean(-1)[:, None, None] * np.eye(2 * count)
     aims = aim.reshape(rows, count, group)
-    right = np.concatenate([(aims * parts).sum(-1), aims.sum(-1)], axis=-1)
+    right = np.array(mx.concatenate([(aims * parts).sum(-1), aims.sum(-1)], axis=-1))
     return np.linalg.solve(normal, right[..., None])[..., 0].astype(np.float32)
 
 
-def _with_codes(made: Codes, codes: Floats) -> Codes:
-    return Codes(codes, made.scales, made.biases, made.how, made.dtype)
+def _nearest(weight: mx.array, scale: mx.array, bias: mx.array, top: int) -> mx.array:
+    return mx.clip(mx.round((weight - bias) / scale), 0, top)
 
 
-def _nearest(weight: Floats, scale: Floats, bias: Floats, top: int) -> Floats:
-    return np.clip(np.round((weight - bias) / scale), 0, top)
+def _wide(values: mx.array, group: int) -> mx.array:
+    return mx.repeat(values, group, axis=-1)
 
 
-def _wide(values: Floats, group: int) -> Floats:
-    return np.repeat(values, group, axis=-1)
-
-
-def _rounded(values: Floats, dtype: mx.Dtype) -> Floats:
-    return np.array(mx.array(values.astype(np.float32)).astype(dtype).astype(mx.float32))
+def _rounded(values: mx.array, dtype: mx.Dtype) -> mx.array:
+    return values.astype(dtype).astype(mx.float32)

@@ -13,10 +13,9 @@ from itertools import pairwise, product
 from math import prod
 
 import mlx.core as mx
-import numpy as np
 
 from convert.calibration.blocks import EMBEDDING, HEAD
-from convert.calibration.gptq import Floats, searched
+from convert.calibration.gptq import searched
 from convert.layers import Layers
 from convert.source import Source
 from olmo3_mlx.model import Block
@@ -187,9 +186,7 @@ def _options(
     if not fitting:
         return []
     step = max(1, rows // _SAMPLED_ROWS)
-    sample = np.concatenate(
-        [np.array(tensor.rows(i, i + 1).astype(mx.float32)) for i in range(0, rows, step)]
-    )
+    sample = mx.concatenate([tensor.rows(i, i + 1).astype(mx.float32) for i in range(0, rows, step)])
     base = _error(sample, _probe(width)) or 1.0
     gain = {EMBEDDING: _EMBEDDING_GAIN, HEAD: _HEAD_GAIN}.get(path, _GAIN)
     scale = (dtype or tensor.dtype).size * 8 * 2  # bits of a scale and a bias
@@ -219,15 +216,14 @@ def _probe(width: int) -> Quantization:
     return Quantization(4, next((g for g in (64, 32) if width % g == 0), width))
 
 
-def _error(weight: Floats, how: Quantization) -> float:
-    made = searched(weight, np.ones(weight.shape[1], np.float32), how, mx.bfloat16)
-    return float(((made.dense() - weight) ** 2).mean())
+def _error(weight: mx.array, how: Quantization) -> float:
+    made = searched(weight, mx.ones(weight.shape[1]), how, mx.bfloat16)
+    return float(mx.square(made.dense() - weight).mean().item())  # type: ignore[arg-type]
 
 
 def _rounded(weight: mx.array) -> mx.array:
     width = weight.shape[1]
-    made = searched(np.array(weight), np.ones(width, np.float32), _probe(width), mx.bfloat16)
-    return mx.array(made.dense())
+    return searched(weight, mx.ones(width), _probe(width), mx.bfloat16).dense()
 
 
 def _embedded(source: Source, tokens: mx.array) -> mx.array:
