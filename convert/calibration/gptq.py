@@ -10,6 +10,7 @@ arXiv:2309.01885, "QuantEase").
 All arrays are float32. Columns are worked on as rows of the transposed matrices, which are contiguous.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ _COLUMNS = 64  # of a block whose error is carried on at once
 _SHRINKS = np.linspace(1.0, 0.6, 17)  # of a group's range, tried one after another
 _DAMPING = 0.01  # of H's mean diagonal, added to it
 _SOLVED_BYTES = 2**28  # of normal equations solved at once
+_STEPS = 8  # of conjugate gradients towards their solution
 
 
 @dataclass(frozen=True)
@@ -166,40 +168,72 @@ def _blocks(columns: int) -> list[tuple[int, int]]:
 
 
 def _refitted(weight: mx.array, hessian: mx.array, made: Codes) -> Codes:
-    """Scales and biases by least squares under the Hessian, the codes as they are."""
-    count = made.scales.shape[1]
-    each = max(1, _SOLVED_BYTES // (8 * (2 * count) ** 2))
-    aim = (weight - made.dense()) @ hessian
-    changes = [
-        _least_squares(made.codes[start : start + each], aim[start : start + each], hessian, count)
-        for start in range(0, len(weight), each)
-    ]
-    change = mx.array(np.concatenate(changes))
-    scales = _rounded(made.scales + change[:, :count], made.dtype)
-    biases = _rounded(made.biases + change[:, count:], made.dtype)
+    """Scales and biases by least squares under the Hessian, the codes as they are.
+
+    Codes are counted from their middle, so that a group's scale and bias hardly go together.
+    """
+    count, middle = made.scales.shape[1], (2**made.how.bits - 1) / 2
+    each = max(1, _SOLVED_BYTES // (8 * count**2))
+    slopes = (weight - made.dense()) @ hessian
+    changes = []
+    for start in range(0, len(weight), each):
+        rows = slice(start, start + each)
+        changes.append(_least_squares(made.codes[rows] - middle, slopes[rows], hessian, count))
+        mx.eval(changes[-1])
+    change = mx.concatenate(changes)
+    scales = _rounded(made.scales + change[:, 0], made.dtype)
+    biases = _rounded(made.biases + change[:, 1] - middle * change[:, 0], made.dtype)
     good = mx.isfinite(scales) & mx.isfinite(biases) & (scales != 0)
     return replace(
         made, scales=mx.where(good, scales, made.scales), biases=mx.where(good, biases, made.biases)
     )
 
 
-def _least_squares(codes: mx.array, aim: mx.array, hessian: mx.array, count: int) -> NDArray[np.float32]:
-    """What to add to [scales, biases], [rows, 2 * count], given aim = error @ hessian, [rows, n]."""
+def _least_squares(codes: mx.array, slopes: mx.array, hessian: mx.array, count: int) -> mx.array:
+    """What to add to scales and biases, [rows, 2, count], where slopes = error @ hessian, [rows, n]."""
     rows, n = codes.shape
     group = n // count
-    normal = np.empty((rows, 2 * count, 2 * count))
     parts = codes.reshape(rows, count, group)
+    first, mixed = [], []  # of the normal equations: scales with scales, scales with biases
     for g in range(count):
         span = slice(g * group, (g + 1) * group)
         seen = (codes[:, span] @ hessian[span]).reshape(rows, count, group)
-        normal[:, g, :count] = np.array((seen * parts).sum(-1))
-        normal[:, g, count:] = np.array(seen.sum(-1))
-    normal[:, count:, :count] = normal[:, :count, count:].transpose(0, 2, 1)
-    normal[:, count:, count:] = np.array(hessian.reshape(count, group, count, group).sum((1, 3)))
-    normal += 1e-6 * np.einsum("rii->ri", normal).mean(-1)[:, None, None] * np.eye(2 * count)
-    aims = aim.reshape(rows, count, group)
-    right = np.array(mx.concatenate([(aims * parts).sum(-1), aims.sum(-1)], axis=-1))
-    return np.linalg.solve(normal, right[..., None])[..., 0].astype(np.float32)
+        first.append((seen * parts).sum(-1))
+        mixed.append(seen.sum(-1))
+        mx.eval(first[-1], mixed[-1])
+    scales, both = mx.stack(first, axis=1), mx.stack(mixed, axis=1)  # [rows, count, count]
+    biases = hessian.reshape(count, group, count, group).sum((1, 3))
+    diagonal = mx.stack(
+        [mx.diagonal(scales, 0, 1, 2), mx.broadcast_to(mx.diag(biases), (rows, count))], axis=1
+    )
+
+    def times(x: mx.array) -> mx.array:
+        by_scale, by_bias = x[:, 0], x[:, 1]
+        top = (scales @ by_scale[..., None] + both @ by_bias[..., None])[..., 0]
+        return mx.stack([top, (by_scale[:, None] @ both)[:, 0] + by_bias @ biases], axis=1)
+
+    slopes = slopes.reshape(rows, count, group)
+    return _solved(times, mx.stack([(slopes * parts).sum(-1), slopes.sum(-1)], axis=1), diagonal)
+
+
+def _solved(times: Callable[[mx.array], mx.array], right: mx.array, diagonal: mx.array) -> mx.array:
+    """x with times(x) near to right [rows, 2, count], by conjugate gradients for each row, preconditioned."""
+
+    def dot(a: mx.array, b: mx.array) -> mx.array:
+        return (a * b).sum((1, 2), keepdims=True)
+
+    diagonal = mx.maximum(diagonal, 1e-6 * diagonal.mean((1, 2), keepdims=True) + 1e-30)
+    x, left, way = mx.zeros_like(right), right, right / diagonal
+    size = enough = dot(left, way)
+    for _ in range(_STEPS):
+        result = times(way)
+        step = mx.where(size > 1e-9 * enough, size / dot(way, result), 0)
+        x, left = x + step * way, left - step * result
+        better = dot(left, left / diagonal)
+        way = left / diagonal + mx.where(size > 0, better / size, 0) * way
+        size = better
+        mx.eval(x, left, way, size)
+    return x
 
 
 def _nearest(weight: mx.array, scale: mx.array, bias: mx.array, top: int) -> mx.array:
