@@ -15,7 +15,7 @@ counts by one over its output's mean square, because that is what the norm makes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +23,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from convert.calibration.fisher import embedding_hessian
-from convert.calibration.gptq import quantized, with_ridge
+from convert.calibration.gptq import quantized
+from convert.calibration.solving import Metric
 from convert.layers import Layers
 from convert.quantize import rounded
 from convert.source import Source
@@ -38,7 +39,6 @@ _Through = Callable[[Block, mx.array], mx.array]  # a block's input -> one of it
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _NORMED = ("q_proj", "k_proj", "o_proj", "down_proj")  # a norm over all of their outputs follows
 _AIM = 0.5  # how much of earlier layers' errors a layer is to make good
-_RIDGE = 0.01  # of the Hessian's mean diagonal
 _ROWS = 16384  # of embedding or head, quantized at once
 
 
@@ -61,11 +61,14 @@ class Moments:
             mx.eval(hessian, drift)
         return cls(hessian, drift)
 
+    @cached_property
+    def metric(self) -> Metric:
+        """What errors cost there; found once."""
+        return Metric.of(self.hessian)
+
     def aim(self, weight: mx.array) -> mx.array:
         """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs."""
-        ridge = _RIDGE * float(mx.diag(self.hessian).mean().item()) or 1.0  # type: ignore[arg-type]
-        found = np.linalg.solve(np.array(with_ridge(self.hessian, ridge)), np.array((weight @ self.drift).T))
-        return weight + _AIM * mx.array(found.T)
+        return weight + _AIM * self.metric.inverse(weight @ self.drift)
 
 
 class Calibration:
@@ -158,7 +161,7 @@ class Calibration:
         if moments is None:
             return rounded(f"{path}.weight", weight, how)
         dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
-        return quantized(moments.aim(weight), moments.hessian, how, dtype).tensors(path)
+        return quantized(moments.aim(weight), moments.metric, how, dtype).tensors(path)
 
     def _inputs(
         self,

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from convert.calibration.gptq import with_ridge
+from convert.calibration.solving import with_ridge
 from convert.layers import Layers
 from convert.source import Source
 

@@ -1,7 +1,7 @@
 """Codes, scales and biases of one layer, chosen for what it does to the inputs that it gets.
 
 The error of a layer with weights w [rows, n] on inputs x is (w - v) H (w - v)^T summed over its rows,
-where v = scale * code + bias are the quantized weights and H [n, n] = sum of x x^T over the inputs.
+where v = scale * code + bias are the quantized weights and H [n, n] = sum of x x^T over the inputs, a Metric.
 It is made small in turns: scales and biases by search, codes by GPTQ (Frantar et al. 2022,
 arXiv:2210.17323) with fixed groups, scales and biases again by least squares under H, codes again by
 coordinate descent, which is GPTQ's step repeated with every other code in place (Behdin et al. 2023,
@@ -10,20 +10,17 @@ arXiv:2309.01885, "QuantEase").
 All arrays are float32. Columns are worked on as rows of the transposed matrices, which are contiguous.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
+from convert.calibration.solving import Metric, solved
 from olmo3_mlx.quantization import Quantization
 
 _COLUMNS = 64  # of a block whose error is carried on at once
 _SHRINKS = np.linspace(1.0, 0.6, 17)  # of a group's range, tried one after another
-_DAMPING = 0.01  # of H's mean diagonal, added to it
 _SOLVED_BYTES = 2**28  # of normal equations solved at once
-_STEPS = 8  # of conjugate gradients towards their solution
 
 
 @dataclass(frozen=True)
@@ -46,42 +43,36 @@ class Codes:
     def tensors(self, path: str) -> dict[str, mx.array]:
         """As mx.quantize gives them, by their names in a checkpoint."""
         return {
-            f"{path}.weight": mx.array(packed(self.codes, self.how.bits)),
+            f"{path}.weight": packed(self.codes, self.how.bits),
             f"{path}.scales": self.scales.astype(self.dtype),
             f"{path}.biases": self.biases.astype(self.dtype),
         }
 
 
-def packed(codes: mx.array, bits: int) -> NDArray[np.uint32]:
-    """codes [rows, n] -> [rows, n * bits / 32]: one stream of bits, the lowest first."""
-    bytes_ = np.array(codes.astype(mx.uint8))[..., None]
-    stream = np.unpackbits(bytes_, axis=-1, count=bits, bitorder="little").reshape(len(bytes_), -1)
-    return np.ascontiguousarray(np.packbits(stream, axis=-1, bitorder="little")).view("<u4")
+def packed(codes: mx.array, bits: int) -> mx.array:
+    """codes [rows, n] -> uint32 [rows, n * bits / 32]: one stream of bits, the lowest first. n is a multiple
+    of 32.
+    """
+    parts = codes.astype(mx.uint32).reshape(len(codes), -1, 32)
+    words = [mx.zeros(parts.shape[:2], mx.uint32) for _ in range(bits)]
+    for i in range(32):
+        word, offset = divmod(i * bits, 32)
+        words[word] = words[word] | (parts[..., i] << offset)
+        if offset + bits > 32:
+            words[word + 1] = words[word + 1] | (parts[..., i] >> (32 - offset))
+    return mx.stack(words, axis=-1).reshape(len(codes), -1)
 
 
 def quantized(
-    weight: mx.array, hessian: mx.array, how: Quantization, dtype: mx.Dtype, *, passes: int = 3
+    weight: mx.array, metric: Metric, how: Quantization, dtype: mx.Dtype, *, passes: int = 3
 ) -> Codes:
-    """The codes of weight [rows, n] under hessian [n, n], after `passes` refits of scales and codes."""
-    hessian = damped(hessian)
-    made = searched(weight, mx.diag(hessian), how, dtype)
-    made = replace(made, codes=_gptq(weight, hessian, made))
+    """The codes of weight [rows, n] under a metric of n, after `passes` refits of scales and codes."""
+    made = searched(weight, mx.diag(metric.hessian), how, dtype)
+    made = replace(made, codes=_gptq(weight, metric, made))
     for _ in range(passes):
-        made = _refitted(weight, hessian, made)
-        made = replace(made, codes=_descended(weight, hessian, made))
+        made = _refitted(weight, metric.hessian, made)
+        made = replace(made, codes=_descended(weight, metric.hessian, made))
     return made
-
-
-def damped(hessian: mx.array) -> mx.array:
-    """`hessian` with a little of its mean diagonal added, and so more where an input was always 0."""
-    mean = float(mx.diag(hessian).mean().item()) or 1.0  # type: ignore[arg-type]
-    return with_ridge(hessian / mean, _DAMPING)
-
-
-def with_ridge(matrix: mx.array, ridge: float) -> mx.array:
-    """`matrix` [n, n] with `ridge` added to its diagonal."""
-    count = mx.arange(len(matrix))
-    return mx.where(count[:, None] == count, matrix + ridge, matrix)
 
 
 def searched(weight: mx.array, importance: mx.array, how: Quantization, dtype: mx.Dtype) -> Codes:
@@ -110,12 +101,11 @@ def searched(weight: mx.array, importance: mx.array, how: Quantization, dtype: m
     return Codes(codes, scales, biases, how, dtype)
 
 
-def _gptq(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
+def _gptq(weight: mx.array, metric: Metric, made: Codes) -> mx.array:
     """Column by column: round, and take the error out of the columns that are still to come."""
-    order = mx.argsort(-mx.diag(hessian))
+    order, factor = metric.order, metric.factor
     group, top = made.how.group_size, 2**made.how.bits - 1
     scales, biases = (_wide(each, group).T[order] for each in (made.scales, made.biases))
-    factor = _inverse_factor(hessian[order][:, order])
     left, diagonal = weight.T[order], mx.diag(factor)
     errors, codes = mx.zeros_like(left), []
     for start, stop in _blocks(len(left)):
@@ -131,16 +121,6 @@ def _gptq(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
         errors[here] = mx.stack(found)
         mx.eval(errors, codes[start:])
     return mx.stack(codes)[mx.argsort(order)].T
-
-
-def _inverse_factor(hessian: mx.array) -> mx.array:
-    """The upper triangular F with F^T F the inverse of `hessian`. In float64: it is badly conditioned.
-
-    With L L^T = hessian read backwards, F is the inverse of L read backwards.
-    """
-    lower = np.linalg.cholesky(np.array(hessian, np.float64)[::-1, ::-1]).astype(np.float32)
-    inverse = mx.linalg.tri_inv(mx.array(lower), upper=False, stream=mx.cpu)
-    return inverse[::-1, ::-1]
 
 
 def _descended(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
@@ -213,27 +193,7 @@ def _least_squares(codes: mx.array, slopes: mx.array, hessian: mx.array, count: 
         return mx.stack([top, (by_scale[:, None] @ both)[:, 0] + by_bias @ biases], axis=1)
 
     slopes = slopes.reshape(rows, count, group)
-    return _solved(times, mx.stack([(slopes * parts).sum(-1), slopes.sum(-1)], axis=1), diagonal)
-
-
-def _solved(times: Callable[[mx.array], mx.array], right: mx.array, diagonal: mx.array) -> mx.array:
-    """x with times(x) near to right [rows, 2, count], by conjugate gradients for each row, preconditioned."""
-
-    def dot(a: mx.array, b: mx.array) -> mx.array:
-        return (a * b).sum((1, 2), keepdims=True)
-
-    diagonal = mx.maximum(diagonal, 1e-6 * diagonal.mean((1, 2), keepdims=True) + 1e-30)
-    x, left, way = mx.zeros_like(right), right, right / diagonal
-    size = enough = dot(left, way)
-    for _ in range(_STEPS):
-        result = times(way)
-        step = mx.where(size > 1e-9 * enough, size / dot(way, result), 0)
-        x, left = x + step * way, left - step * result
-        better = dot(left, left / diagonal)
-        way = left / diagonal + mx.where(size > 0, better / size, 0) * way
-        size = better
-        mx.eval(x, left, way, size)
-    return x
+    return solved(times, mx.stack([(slopes * parts).sum(-1), slopes.sum(-1)], axis=1), diagonal)
 
 
 def _nearest(weight: mx.array, scale: mx.array, bias: mx.array, top: int) -> mx.array:
