@@ -91,7 +91,7 @@ def text_tokens(text: str, tokenizer: Tokenizer, length: int, count: int) -> mx.
     if len(ids) < length * count:
         raise OptionError(
             f"the text is too short: {length * count} tokens are needed ({count} sequences of {length}), "
-            f"it has {len(ids)}: give a longer one, or ask for fewer tokens"
+            f"it has {len(ids)}: give a longer one"
         )
     starts = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
     return mx.array([ids[start : start + length] for start in starts])

@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 
 import convert
 from convert import convert as to_mlx
+from convert.recipe import named
+from olmo3_mlx import Olmo3, Olmo3Config
 from olmo3_mlx.cli import main
+from olmo3_mlx.cli.convert import EPILOG
 from olmo3_mlx.errors import OptionError
+from olmo3_mlx.quantization import Quantization
 
 
 def refused(source: Path, words: str, /, **options: Any) -> None:
@@ -115,3 +120,11 @@ def test_a_target_is_for_affine_quantization_which_may_be_named(
     monkeypatch.setattr(convert, "convert", stop)
     assert main(["convert", "source", "dest", "--target-bpw", "5", "--mode", "affine"]) == 2
     assert (asked["target_bpw"], asked["mode"]) == (5.0, "affine")
+
+
+def test_the_recipe_in_the_help_is_one(tmp_path: Path) -> None:
+    text = EPILOG.partition(":\n")[2].partition("\n\n")[0]
+    (tmp_path / "recipe.toml").write_text(text)
+    plan = named(tmp_path / "recipe.toml").plan(Olmo3(Olmo3Config.from_dict(TINY))).layers
+    assert plan["model.layers.0.mlp.up_proj"] == Quantization(4, 64)
+    assert "lm_head" not in plan

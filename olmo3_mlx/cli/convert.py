@@ -11,6 +11,23 @@ if TYPE_CHECKING:
 
     from convert import Report
 
+DESCRIPTION = """\
+Quantize a checkpoint's linear layers, embedding and head, for this program and mlx-lm. Norms stay as they
+are. With --dtype alone, only cast, or dequantize. Memory stays at some rows of a tensor, whatever the
+model's size; calibrating (--calibrate, --target-bpw) runs the model block by block several times, which
+takes minutes to hours instead of seconds, and memory for some blocks in float32.
+"""
+EPILOG = """\
+A recipe is a file like this one; the last pattern that matches a layer counts:
+  bits = 4
+  group_size = 64
+  [layers]
+  "*.down_proj" = 6
+  "lm_head" = "none"
+
+DEST appears when it is complete and was read back. A run that was stopped leaves a hidden folder
+.DEST.unfinished beside it: go on with --resume, or remove it.
+"""
 USUAL_BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
@@ -19,11 +36,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "convert",
         help="quantize a checkpoint",
-        description="Quantize a checkpoint's linear layers, embedding and head, for this program and "
-        "mlx-lm. Norms stay as they are. With --dtype alone, only cast, or dequantize. Memory stays at "
-        "some rows of a tensor, whatever the model's size, unless it is calibrated.",
-        epilog="DEST appears when it is complete and was read back. A run that was stopped leaves a "
-        "hidden folder .DEST.unfinished beside it: go on with --resume, or remove it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
     add_arguments(parser)
 
@@ -85,7 +100,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         const=True,
         metavar="FILE",
         help="quantize so that a text is read as the original reads it (default: one that comes along): "
-        "slower and closer; unless a recipe is given, layers that matter more get more bits at the same size",
+        "slower and closer; unless a recipe is given, layers that matter more get more bits at the same "
+        "size. Write it after DEST, or with a file as --calibrate=FILE",
     )
     how.add_argument(
         "--target-bpw",
