@@ -125,6 +125,10 @@ def test_a_target_is_for_affine_quantization_which_may_be_named(
 def test_the_recipe_in_the_help_is_one(tmp_path: Path) -> None:
     text = EPILOG.partition(":\n")[2].partition("\n\n")[0]
     (tmp_path / "recipe.toml").write_text(text)
-    plan = named(tmp_path / "recipe.toml").plan(Olmo3(Olmo3Config.from_dict(TINY))).layers
+    plan = (
+        named(tmp_path / "recipe.toml")
+        .plan(Olmo3(Olmo3Config.from_dict({**TINY, "intermediate_size": 128})))
+        .layers
+    )
     assert plan["model.layers.0.mlp.up_proj"] == Quantization(4, 64)
     assert "lm_head" not in plan
