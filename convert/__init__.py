@@ -15,7 +15,7 @@ from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
 from convert.options import check_options
 from convert.pipeline import Progress
-from convert.planning import Wishes, evaluation, planned
+from convert.planning import Wishes, evaluation, planned, words_of
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
 from convert.size import Size
@@ -23,7 +23,6 @@ from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
 from olmo3_mlx.checkpoint import dtype_named
-from olmo3_mlx.hub import resolve
 
 __all__ = ["Report", "convert"]
 
@@ -106,7 +105,7 @@ def convert(
     dest = destination(dest)
     with new_folder(dest, resume=resume) as folder:
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
-        words = origin.folder if tokenizer is None else resolve(tokenizer, weights=False)
+        words = origin.folder if tokenizer is None else words_of(tokenizer)
         work = planned(origin, how, cast, words, wishes=wishes, folder=folder)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)

@@ -14,6 +14,7 @@ from convert.source import Source
 from convert.writer.journal import identity
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
+from olmo3_mlx.hub import resolve
 from olmo3_mlx.model import Olmo3, check_token_ids
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.tokenizer import Tokenizer
@@ -102,6 +103,15 @@ def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Pat
     tokens = text_tokens(read_text(file), Tokenizer.from_folder(words), length, _CALIBRATION_TOKENS // length)
     check_token_ids(tokens, source.config.vocab_size)
     return tokens
+
+
+def words_of(name: str | Path) -> Path:
+    """The folder of a checkpoint whose tokenizer and template are asked for. Raises TokenizerError if it has
+    no tokenizer that can be read.
+    """
+    folder = resolve(name, weights=False)
+    Tokenizer.from_folder(folder)
+    return folder
 
 
 def evaluation(

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, random_model, save_checkpoint
 
 import convert
 from convert import convert as to_mlx
 from convert.recipe import named
-from olmo3_mlx import Olmo3, Olmo3Config
+from olmo3_mlx import Olmo3, Olmo3Config, TokenizerError
 from olmo3_mlx.cli import main
 from olmo3_mlx.cli.convert import EPILOG
 from olmo3_mlx.errors import OptionError
@@ -132,3 +132,11 @@ def test_the_recipe_in_the_help_is_one(tmp_path: Path) -> None:
     )
     assert plan["model.layers.0.mlp.up_proj"] == Quantization(4, 64)
     assert "lm_head" not in plan
+
+
+def test_a_tokenizer_asked_for_must_be_there(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "source", TINY, random_model(TINY).tensors())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TokenizerError, match=r"empty: expected a tokenizer\.json, found none"):
+        to_mlx(source, tmp_path / "dest", tokenizer=tmp_path / "empty")
+    assert not list(tmp_path.glob("*dest*"))
