@@ -76,7 +76,7 @@ def run(command: list[str]) -> Run:
 
 
 def ours(source: Path, dest: Path) -> Run:
-    return run([sys.executable, "-m", "convert", str(source), str(dest), "--bits", "4"])
+    return run([sys.executable, "-m", "convert", str(source), str(dest), "--bits", "4", "--no-card"])
 
 
 def theirs(source: Path, dest: Path) -> Run:
