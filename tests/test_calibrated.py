@@ -1,5 +1,10 @@
 """Calibration in a conversion: sizes, sensible errors before the work, and going on after a stop."""
 
+import random
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +258,38 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         to_mlx(folder, tmp_path / "dest", calibrate=text, progress=lambda done, _: seen.append(done))
     assert not seen
+
+
+SCRIPT = """
+import sys
+import convert.planning
+from convert import convert as to_mlx
+
+convert.planning._CALIBRATION_TOKENS, convert.planning._SENSITIVITY_TOKENS = 512, 64
+convert.planning._LENGTH = 64
+to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_calibration_killed_at_twenty_random_moments_always_gives_the_same_bytes(
+    source: Path, text: Path, whole: Path, tmp_path: Path
+) -> None:
+    dest, moments, kills = tmp_path / "dest", random.Random(0), 0
+    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
+    command = [sys.executable, "-c", SCRIPT, str(source), str(dest), str(text)]
+    while kills < 20:
+        shutil.rmtree(dest, ignore_errors=True)
+        while not dest.exists():
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            while not journal.exists() and process.poll() is None:  # the imports are not of interest
+                time.sleep(0.01)
+            try:
+                _, errors = process.communicate(timeout=moments.uniform(0, 2.5))
+                assert process.returncode == 0, errors
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (whole, dest)]
+        assert files[0] == files[1]

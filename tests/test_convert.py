@@ -760,7 +760,7 @@ def test_killed_at_twenty_random_moments_and_resumed_it_always_gives_the_same_by
     while kills < 20:
         shutil.rmtree(dest, ignore_errors=True)
         while not dest.exists():
-            command = [sys.executable, "-m", "convert", str(lab), str(dest), "--resume"]
+            command = [sys.executable, "-m", "convert", str(lab), str(dest), "--resume", "--no-card"]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
             while not journal.exists() and process.poll() is None:  # the imports are not of interest
