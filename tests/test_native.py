@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 from conftest import TINY, random_model, save_checkpoint
 from native_writer import (
     STORAGE_INFO,
+    Doubled,
     Name,
     Object,
     Outside,
@@ -409,6 +410,13 @@ def table(*boxes: Any, array: mx.array = ARRAY) -> Object:
     return table_of(array, list(boxes))
 
 
+class Shape(NamedTuple):
+    """What `table_of` asks of an array."""
+
+    shape: Any
+    dtype: mx.Dtype = mx.float32
+
+
 HALF = ((0, 0), (6, 16))
 TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "a gap": ({"table": table(HALF)}, "in no chunk"),
@@ -424,6 +432,18 @@ TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "stored twice": ({"places": places_of((0, 0), (0, 0))}, "twice"),
     "a file of another folder": ({"place": {"relative_path": "../__0_0.distcp"}}, "names of .distcp"),
     "a file from the root": ({"place": {"relative_path": "/etc/passwd"}}, "names of .distcp"),
+    "a file's name doubled again and again": (
+        {"place": {"relative_path": Doubled()}}, r"names of \.distcp files in it, got a tuple",
+    ),
+    "a file's name longer than any": ({"place": {"relative_path": f"{'x' * 999}.distcp"}}, "got 'xxx"),
+    "an offset doubled again and again": ({"place": {"offset": Doubled()}}, "damaged"),
+    "more axes than any weight has": ({"table": table(((0,) * 999, (1,) * 999))}, "damaged"),
+    "a size doubled again and again": (
+        {"table": table(((0, 0), (12, 16)), array=Shape((Doubled(), 16)))}, "damaged",
+    ),
+    "a name that is no tensor's": (
+        {"places": places_of((0, 0), name="model.x\n" * 999)}, r"a tensor by the name of 'model\.x\\n",
+    ),
     "a negative offset": ({"place": {"offset": -1}}, "damaged"),
     "longer than the file": ({"place": {"length": 2**40}}, "cut short"),
     "transformed": ({"place": {"transform_descriptors": ["zstd"]}}, "compressed"),
@@ -444,8 +464,14 @@ def test_chunks_that_do_not_make_the_tensor_are_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     folder = stand_in(write(tmp_path / "x"), ARRAY, **changes)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=said) as caught:
         open_native(folder)
+    assert_short(caught.value)
+
+
+def assert_short(error: Exception) -> None:
+    assert len(str(error)) < 500
+    assert "\n" not in str(error)
 
 
 def only(folder: Path) -> mx.array:
@@ -473,6 +499,18 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "big-endian": (lambda: archive(ARRAY, order=b"big"), "little-endian"),
     "transposed": (lambda: archive(ARRAY, describe(ARRAY, strides=(1, 12))), "not contiguous"),
     "another shape": (lambda: archive(ARRAY, describe(ARRAY, shape=(16, 12))), r"\[16, 12\]"),
+    "a shape doubled again and again": (
+        lambda: archive(ARRAY, describe(ARRAY, shape=Doubled())),
+        "describes no tensor",
+    ),
+    "a size doubled again and again": (
+        lambda: archive(ARRAY, describe(ARRAY, shape=(Doubled(), 16))),
+        "describes no tensor",
+    ),
+    "a shape of thousands of axes": (
+        lambda: archive(ARRAY, describe(ARRAY, shape=(1,) * 9999)),
+        "describes no tensor",
+    ),
     "another type": (lambda: archive(ARRAY, describe(ARRAY, storage=Name("torch.HalfStorage"))), "Half"),
     "past its end": (lambda: archive(ARRAY, describe(ARRAY, skipped=1)), "cut short"),
     "before its begin": (lambda: archive(ARRAY, describe(ARRAY, skipped=-1)), "holds"),
@@ -500,6 +538,7 @@ def test_a_chunk_that_is_not_what_metadata_says_is_refused(
     folder = stand_in(write(tmp_path / "x"), ARRAY, data=make())
     with pytest.raises(CheckpointError, match=said) as caught:
         only(folder)
+    assert_short(caught.value)
     assert "__9_0.distcp" in str(caught.value)
     assert "fetch it again" in str(caught.value)
 

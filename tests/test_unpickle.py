@@ -79,6 +79,14 @@ def test_what_is_not_on_the_list_is_refused_by_its_name(
 
 DAMAGED = {
     "a name with a dot": (b"\x8c\x05torch\x8c\x0bSize.__init\x93.", "Size.__init"),
+    "names doubled again and again": (
+        b")q\x00" + b"h\x00\x86q\x00" * 20 + b"h\x00\x93.",
+        "a tuple and a tuple",
+    ),
+    "a large number as a key": (
+        b"}\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"K\x01s.",
+        "more than 32 bits",
+    ),
     "calling a value": (b"X\x01\x00\x00\x00a)R.", "calls a str"),
     "calling what was made": (b"ctorch\nSize\n)\x85R)R.", "calls a tuple"),
     "attributes of a global": (b"ctorch\nSize\n}X\x03\x00\x00\x00abcK\x01sb.", "changes a Global"),

@@ -19,6 +19,7 @@ _REBUILD = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED = frozenset({*_STORAGES, _REBUILD, _PARAMETER, "collections.OrderedDict"})
 _PICKLE_BYTES = 2**16
+_AXES = 8  # more than any weight has; with `numbers` it keeps what errors print short
 
 
 class ArchiveError(ValueError):
@@ -57,6 +58,15 @@ def tensor_in(file: Path, begin: int, length: int, shape: tuple[int, ...], forma
         return begin + at + skipped * each
 
 
+def numbers(value: Any) -> tuple[int, ...]:
+    """Sizes or offsets out of a pickle. Raises TypeError for anything else."""
+    if type(value) is not tuple or len(value) > _AXES:
+        raise TypeError
+    if not all(type(n) is int and 0 <= n < 2**48 for n in value):
+        raise TypeError
+    return value
+
+
 def _described(value: Any, shape: tuple[int, ...], format: str) -> tuple[str, int]:
     """The storage's key and how many of its elements come first."""
     if type(value) is Made and value.name == _PARAMETER:
@@ -67,6 +77,7 @@ def _described(value: Any, shape: tuple[int, ...], format: str) -> tuple[str, in
     kind, of, key = storage.id[:3]
     if kind != "storage" or type(of) is not Global or type(key) is not str or type(skipped) is not int:
         raise TypeError
+    sizes = numbers(sizes)
     if _STORAGES.get(of.name) != format or sizes != shape or skipped < 0:
         raise ArchiveError(f"holds {of.name} {list(sizes)}, .metadata says {format} {list(shape)}")
     expected = 1

@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from convert.native.archive import ArchiveError, tensor_in
+from convert.native.archive import ArchiveError, numbers, tensor_in
 from convert.native.unpickle import Global, Made, UnpickleError, unpickle
 from convert.stored import DTYPES, Formatted, evaluated, rows_in
 from olmo3_mlx.errors import CheckpointError
@@ -26,7 +26,8 @@ from olmo3_mlx.errors import CheckpointError
 METADATA = ".metadata"
 _METADATA_BYTES = 2**28
 _CELLS = 2**22  # of the grid in which a tensor's chunks are checked
-_FILE = re.compile(r"\w[\w.-]*\.distcp")
+_FILE = re.compile(r"\w[\w.-]{0,200}\.distcp")
+_NAME = re.compile(r"[\w.-]{1,200}")  # of a tensor; errors print it
 _FORMATS = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 _DCP = "torch.distributed.checkpoint.metadata"
@@ -116,7 +117,7 @@ def _read(file: Path, prefix: str) -> tuple[dict[str, Any], dict[str, dict[Any, 
         raise UnpickleError(f"is over {_METADATA_BYTES:,} bytes long")
     state = _state(unpickle(file.read_bytes(), _ALLOWED, _METADATA_BYTES), f"{_DCP}.Metadata")
     tables = {
-        name.removeprefix(prefix): _state(table, f"{_DCP}.TensorStorageMetadata")
+        _named(name, prefix): _state(table, f"{_DCP}.TensorStorageMetadata")
         for name, table in state["state_dict_metadata"].items()
         if name.startswith(prefix)
     }
@@ -126,12 +127,19 @@ def _read(file: Path, prefix: str) -> tuple[dict[str, Any], dict[str, dict[Any, 
         name: str = index["fqn"]
         if not name.startswith(prefix):
             continue
-        of_tensor = places.setdefault(name.removeprefix(prefix), {})
-        offsets = None if index["offset"] is None else _numbers(index["offset"])
+        of_tensor = places.setdefault(_named(name, prefix), {})
+        offsets = None if index["offset"] is None else numbers(index["offset"])
         if offsets in of_tensor:
             raise CheckpointError(f"{file}: has {name} at {offsets} twice: fetch it again")
         of_tensor[offsets] = _state(place, *_STORAGE)
     return tables, places
+
+
+def _named(name: str, prefix: str) -> str:
+    """A tensor's name without the prefix."""
+    if not _NAME.fullmatch(name):
+        raise UnpickleError(f"has a tensor by the name of {name[:80]!r}")
+    return name.removeprefix(prefix)
 
 
 def _state(value: Any, *names: str) -> dict[str, Any]:
@@ -141,15 +149,8 @@ def _state(value: Any, *names: str) -> dict[str, Any]:
     return value.state
 
 
-def _numbers(value: Any) -> tuple[int, ...]:
-    """Sizes or offsets."""
-    if type(value) is not tuple or not all(type(n) is int and 0 <= n < 2**48 for n in value):
-        raise TypeError
-    return value
-
-
 def _tensor(folder: Path, name: str, table: Mapping[str, Any], places: Mapping[Any, Any]) -> Chunked:
-    shape = _numbers(table["size"])
+    shape = numbers(table["size"])
     kept = table["properties"].state
     dtype = kept["dtype"] if type(kept) is dict else kept[0]
     if type(dtype) is not Global or dtype.name not in _FORMATS:
@@ -158,7 +159,7 @@ def _tensor(folder: Path, name: str, table: Mapping[str, Any], places: Mapping[A
     chunks = []
     for made in table["chunks"]:
         state = _state(made, f"{_DCP}.ChunkStorageMetadata")
-        offsets, sizes = _numbers(state["offsets"]), _numbers(state["sizes"])
+        offsets, sizes = numbers(state["offsets"]), numbers(state["sizes"])
         if len(offsets) != len(shape) or len(sizes) != len(shape) or not shape:
             raise TypeError
         if math.prod(sizes):  # a rank without a part of a small tensor writes an empty one
@@ -177,9 +178,10 @@ def _chunk(
     folder: Path, place: Mapping[str, Any], offsets: tuple[int, ...], sizes: tuple[int, ...], format: str
 ) -> Chunk:
     file_name = place["relative_path"]
-    begin, length = _numbers((place["offset"], place["length"]))
+    begin, length = numbers((place["offset"], place["length"]))
     if type(file_name) is not str or not _FILE.fullmatch(file_name):  # nothing outside of the folder
-        raise CheckpointError(f"{folder}: expected names of .distcp files in it, got {str(file_name)[:80]!r}")
+        got = repr(file_name[:80]) if type(file_name) is str else f"a {type(file_name).__name__}"
+        raise CheckpointError(f"{folder}: expected names of .distcp files in it, got {got}")
     if place.get("transform_descriptors"):
         raise CheckpointError(
             f"{folder}: its chunks are compressed or otherwise transformed: save it without"

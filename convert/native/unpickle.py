@@ -152,8 +152,12 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         """Push a global, if it is admitted."""
+        if type(module) is not str or type(name) is not str:  # nested tuples print for ever
+            raise UnpickleError(
+                f"names a {type(module).__name__} and a {type(name).__name__}, expected texts"
+            )
         full = f"{module}.{name}"
-        if not isinstance(module, str) or not isinstance(name, str) or full not in self.allowed:
+        if full not in self.allowed:
             raise UnpickleError(f"names {full[:200]!r}, which is not on the short list of what may be in it")
         self.push(self.names.setdefault(full, Global(full)))
 
@@ -171,11 +175,15 @@ class _Machine:
         self.top(Made).state = state
 
     def set_items(self, items: list[Any]) -> None:
-        """Keys and values in turn. A key is flat: hashing nested tuples may overflow C's stack."""
+        """Keys and values in turn. A key is flat: hashing nested tuples takes for ever, or overflows C's
+        stack. Whole numbers are small: of large ones any number can have one hash.
+        """
         target: dict[Any, Any] = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int, Made):
                 raise UnpickleError(f"has a {type(key).__name__} as a key")
+            if type(key) is int and key.bit_length() > 32:
+                raise UnpickleError("has a whole number of more than 32 bits as a key")
             target[key] = value
 
     def append(self, values: list[Any]) -> None:
