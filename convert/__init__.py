@@ -13,6 +13,7 @@ from typing import Any
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
+from convert.evaluation import Evaluation
 from convert.options import check_options
 from convert.pipeline import Progress
 from convert.planning import Wishes, evaluation, planned, words_of
@@ -111,7 +112,7 @@ def convert(
         work.write(folder, words, progress)
         quality, made = None, _quantized(work, bits, recipe, target_bpw)
         if measured_on is not None:
-            again = ["olmo3", "compare", str(source), dest.name, *measured_on.options, *_at(revision)]
+            again = _again(source, dest, measured_on, tokenizer, revision)
             quality, no_card = work.measure(folder, measured_on, again, made)
         work.describe(folder, upload_to or dest.name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
@@ -150,6 +151,14 @@ def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | P
     return Recipe(None if bits is None else uniform(bits, group_size, mode))
 
 
-def _at(revision: str | None) -> list[str]:
-    """What `olmo3 compare` is told of a first checkpoint's revision."""
-    return [] if revision is None else ["--revision-a", revision]
+def _again(
+    source: str | Path,
+    dest: Path,
+    measured_on: Evaluation,
+    tokenizer: str | Path | None,
+    revision: str | None,
+) -> list[str]:
+    """The command that measures the same again. A tokenizer that is not the source's is in the result."""
+    words = ["olmo3", "compare", str(source), dest.name, *measured_on.options]
+    words += [] if tokenizer is None else ["--tokenizer", dest.name]
+    return words if revision is None else [*words, "--revision-a", revision]

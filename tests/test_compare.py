@@ -1,6 +1,7 @@
 """`olmo3 compare`: reports, JSON, cards, and one line for whatever goes wrong."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import TINY, random_model, save_checkpoint
+from native_writer import run_config, write_native
 
 from olmo3_mlx.cli import main
 
@@ -119,7 +121,7 @@ def test_stages_of_training_whose_tags_have_other_names_can_be_compared(
     file.write_text(json.dumps(other))
     done = olmo3("compare", pair[0], stage, *FEW)
     assert (done.code, done.out) == (2, "")
-    assert "its tokenizer reads the text differently from A's" in done.err
+    assert f"its tokenizer reads the text differently from that of {pair[0]}: " in done.err
 
 
 def test_a_result_without_a_tokenizer_is_read_with_the_originals(
@@ -127,6 +129,34 @@ def test_a_result_without_a_tokenizer_is_read_with_the_originals(
 ) -> None:
     bare = shutil.copytree(pair[1], tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
     assert olmo3("compare", pair[0], bare, *FEW).code == 0
+
+
+def test_another_tokenizer_is_taken_instead_of_the_originals(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(pair[0], tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
+    done = olmo3("compare", bare, pair[1], *FEW)
+    assert (done.code, done.out) == (1, "")
+    assert "say with --tokenizer MODEL whose to take" in done.err
+    assert olmo3("compare", bare, pair[1], *FEW, "--tokenizer", tmp_path).code == 1
+    usual = json.loads(olmo3("compare", *pair, *FEW, "--json").out)
+    found = json.loads(olmo3("compare", bare, pair[1], *FEW, "--tokenizer", "demo", "--json").out)
+    assert found["kl_mean"] == usual["kl_mean"]
+    assert json.loads(olmo3(*shlex.split(found["command"])[1:], "--json").out) == found
+
+
+def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
+    olmo3: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    native = write_native(tmp_path / "step1", run_config(CONFIG, 8192), random_model(CONFIG).tensors())
+    done = olmo3("convert", native, tmp_path / "dest", "--group-size", 32, "--tokenizer", "demo")
+    assert done.code == 0
+    figures = json.loads((tmp_path / "dest" / "quality.json").read_text())
+    assert f"\n{figures['command']}\n" in (tmp_path / "dest" / "QUALITY.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    again = json.loads(olmo3(*shlex.split(figures["command"])[1:], "--json").out)
+    assert (again["kl_mean"], again["text"]) == (figures["kl_mean"], figures["text"])
 
 
 @pytest.mark.parametrize(

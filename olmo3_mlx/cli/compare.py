@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.errors import OptionError, TokenizerError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -48,6 +48,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         metavar="N",
         help="tokens of one sequence: each starts without context (default: %(default)s)",
     )
+    parser.add_argument(
+        "--tokenizer", metavar="MODEL", help="a folder or hub id whose tokenizer and template are taken"
+    )
     parser.add_argument("--revision-a", metavar="R", help="branch, tag or commit of A, if that is a hub id")
     parser.add_argument("--revision-b", metavar="R", help="the same of B")
     parser.add_argument("--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR")
@@ -87,13 +90,17 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     """The text as tokens, and the rest of what a card says about how it was measured."""
     from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
+    from olmo3_mlx.hub import resolve  # noqa: PLC0415
     from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
 
     if args.tokens < 2:
         raise OptionError(f"--tokens must be at least 2, not {args.tokens}")
     file = None if args.text is None else Path(args.text)
-    tokenizer = Tokenizer.from_folder(original.folder)
-    _check_tokenizers(tokenizer, original.folder, result.folder, read_text(file))
+    folder = original.folder if args.tokenizer is None else resolve(args.tokenizer, weights=False)
+    if args.tokenizer is None and not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(f"{folder}: has no tokenizer.json: say with --tokenizer MODEL whose to take")
+    tokenizer = Tokenizer.from_folder(folder)
+    _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
     return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized))
 
@@ -106,13 +113,15 @@ def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: s
     if not theirs.is_file() or theirs.read_bytes() == ours.read_bytes():
         return
     if type(tokenizer).from_folder(other).encode(text) != tokenizer.encode(text):
-        raise OptionError(f"{other}: its tokenizer reads the text differently from A's: nothing to compare")
+        raise OptionError(
+            f"{other}: its tokenizer reads the text differently from that of {folder}: nothing to compare"
+        )
 
 
 def _command(args: argparse.Namespace) -> str:
     """What does it again."""
     words = ["olmo3", "compare", args.a, args.b, "--tokens", str(args.tokens), "--length", str(args.length)]
-    for option in ("text", "revision_a", "revision_b"):
+    for option in ("text", "tokenizer", "revision_a", "revision_b"):
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", value] if value is not None else []
     return shlex.join(words)
