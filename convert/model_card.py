@@ -35,15 +35,24 @@ class Made:
 
 
 def origin(folder: Path) -> tuple[str | None, str | None]:
-    """The hub id of the checkpoint in a folder and its licence, as far as can be told."""
+    """The hub id of the original in a folder and its licence, as far as can be told.
+
+    What an original's own card calls its base is the model that it was trained from.
+    """
     front = _front_matter(folder / "README.md")
-    cached = next((m for part in folder.parts if (m := _CACHED.fullmatch(part))), None)
-    base = f"{cached[1]}/{cached[2]}" if cached else front.get("base_model")
-    base = base if isinstance(base, str) else None
+    converted = front.get("library_name") == "mlx"
+    base = front.get("base_model") if converted else None
+    base = base if isinstance(base, str) else _hub_id(folder.resolve())
     known = front.get("license")
     if not isinstance(known, str):
         known = _LICENSE if base is not None and base.startswith(_PUBLISHER) else None
     return base, known
+
+
+def _hub_id(folder: Path) -> str | None:
+    """Whose download it is, if it lies in the hub's cache: models--owner--name/snapshots/COMMIT."""
+    cached = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
+    return f"{cached[1]}/{cached[2]}" if cached else None
 
 
 def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -> None:

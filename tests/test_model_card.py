@@ -26,9 +26,16 @@ def card_of(folder: Path) -> ModelCard:
     return ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
 
 
+def cached_with(even: Path, cache: Path, front: str) -> Path:
+    """A download of allenai/Olmo-3-7B-Instruct, its card's front matter as given."""
+    folder = cache / "models--allenai--Olmo-3-7B-Instruct" / "snapshots" / ("a" * 40)
+    shutil.copytree(even, folder)
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    return folder
+
+
 def test_the_front_matter_says_what_the_hub_asks_for(even: Path, tmp_path: Path) -> None:
-    cached = tmp_path / "models--allenai--Olmo-3-7B-Instruct" / "snapshots" / ("a" * 40)
-    shutil.copytree(even, cached)
+    cached = cached_with(even, tmp_path, "base_model: allenai/Olmo-3-7B-Instruct-DPO")
     to_mlx(cached, tmp_path / "dest", bits=4)
     data = card_of(tmp_path / "dest").data.to_dict()
     assert data["base_model"] == "allenai/Olmo-3-7B-Instruct"
@@ -39,13 +46,36 @@ def test_the_front_matter_says_what_the_hub_asks_for(even: Path, tmp_path: Path)
     assert data["tags"] == ["mlx", "olmo3", "4-bit"]
 
 
-def test_base_and_licence_come_from_the_originals_card(even: Path, tmp_path: Path) -> None:
+def test_what_an_original_was_trained_from_is_not_what_the_result_was_made_from(
+    even: Path, tmp_path: Path
+) -> None:
     shutil.copytree(even, tmp_path / "source")
     (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\nbase_model: me/mine\n---\n# Mine\n")
-    to_mlx(tmp_path / "source", tmp_path / "dest", bits=None, dtype="float16")
+    to_mlx(tmp_path / "source", tmp_path / "dest")
+    data = card_of(tmp_path / "dest").data.to_dict()
+    assert data["license"] == "mit"
+    assert "base_model" not in data
+
+
+def test_a_conversion_of_a_conversion_keeps_its_base(even: Path, tmp_path: Path) -> None:
+    cached = cached_with(even, tmp_path, "library_name: mlx\nlicense: mit\nbase_model: me/mine")
+    to_mlx(cached, tmp_path / "dest", bits=None, dtype="float16")
     data = card_of(tmp_path / "dest").data.to_dict()
     assert (data["license"], data["base_model"]) == ("mit", "me/mine")
     assert "base_model_relation" not in data  # only cast
+
+
+def test_a_conversion_that_names_no_base_is_one_itself(even: Path, tmp_path: Path) -> None:
+    cached = cached_with(even, tmp_path, "library_name: mlx")
+    to_mlx(cached, tmp_path / "dest")
+    assert card_of(tmp_path / "dest").data.to_dict()["base_model"] == "allenai/Olmo-3-7B-Instruct"
+
+
+def test_a_folder_below_a_download_is_not_that_download(even: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "models--allenai--Olmo-3-7B-Instruct" / "mine"
+    shutil.copytree(even, mine)
+    to_mlx(mine, tmp_path / "dest")
+    assert "base_model" not in card_of(tmp_path / "dest").data.to_dict()
 
 
 @pytest.mark.parametrize("text", ["", "no front matter", "---\n: : :\n---\n", "---\n- a\n---\n"])
