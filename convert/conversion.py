@@ -30,6 +30,7 @@ from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 
@@ -105,7 +106,7 @@ class Conversion:
             size=self.size,
             calibrated=self.tokens is not None,
             program=_PROGRAM,
-            chats=(folder / "chat_template.jinja").exists(),
+            chats=_chats(folder),
         )
         write_model_card(folder, made, quality)
 
@@ -156,6 +157,14 @@ class Conversion:
             "target": self.target,
             "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
         }
+
+
+def _chats(folder: Path) -> bool:
+    """Whether there is a chat template, in any of its places, that can be read."""
+    try:
+        return Tokenizer.from_folder(folder).chat_template is not None
+    except Olmo3Error:  # or no tokenizer: no fault of the conversion
+        return False
 
 
 def _sha256(tokens: mx.array | None) -> str | None:

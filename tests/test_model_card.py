@@ -1,5 +1,6 @@
 """The card that a result gets for the hub, and putting it there, at the border of the hub's client."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     assert "0.00 GB" not in text
     assert "olmo3 chat --model mixed\n" in text
     assert "mlx_lm.chat --model mixed\n" in text
+
+
+def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(even, tmp_path / "source")
+    (source / "chat_template.jinja").unlink()
+    to_mlx(source, tmp_path / "base")
+    assert "olmo3 generate " in (tmp_path / "base" / "README.md").read_text()
+    file = source / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": CHAT}))
+    to_mlx(source, tmp_path / "chat")
+    assert "olmo3 chat --model chat\n" in (tmp_path / "chat" / "README.md").read_text()
+    file.write_text(json.dumps({"chat_template": "{% if %}"}))
+    to_mlx(source, tmp_path / "broken")
+    assert "olmo3 generate " in (tmp_path / "broken" / "README.md").read_text()
 
 
 class FakeApi:
