@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.card.page import called
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
@@ -158,7 +159,9 @@ def _again(
     tokenizer: str | Path | None,
     revision: str | None,
 ) -> list[str]:
-    """The command that measures the same again. A tokenizer that is not the source's is in the result."""
-    words = ["olmo3", "compare", str(source), dest.name, *measured_on.options]
+    """The command that measures the same again, by names as a card says them. A tokenizer that is not the
+    source's is in the result.
+    """
+    words = ["olmo3", "compare", called(source), dest.name, *measured_on.options]
     words += [] if tokenizer is None else ["--tokenizer", dest.name]
     return words if revision is None else [*words, "--revision-a", revision]

@@ -43,9 +43,9 @@ class Evaluation:
 
     @property
     def options(self) -> list[str]:
-        """What `olmo3 compare` is to be told for the same tokens."""
+        """What `olmo3 compare` is to be told for the same tokens, beside the text's file."""
         count, length = self.tokens.shape
-        text = [] if self.file is None else ["--text", str(self.file)]
+        text = [] if self.file is None else ["--text", self.file.name]
         return [*text, "--tokens", str(count * length), "--length", str(length)]
 
     @classmethod

@@ -15,6 +15,7 @@ from convert.card.page import (
     KL_PICTURE,
     LAYERS_PICTURE,
     Measured,
+    called,
     code,
     figures,
     page,
@@ -84,7 +85,7 @@ def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path,
     assert "10.250 (+2.50%)" in text
     assert "0.04000 ± 0.00200 nats" in text
     assert "| layers.1 | full | 6.000% | 5.000% |" in text
-    assert measured.command in text
+    assert f"that it names:\n\n```\n{measured.command}\n```\n" in text
 
 
 def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measured) -> None:
@@ -165,6 +166,19 @@ def test_the_worst_tokens_stand_in_their_context_one_row_each(measured: Measured
 )
 def test_any_text_fits_a_code_span_in_a_table(text: str, expected: str) -> None:
     assert code(text) == expected
+
+
+def test_folders_and_files_are_called_by_their_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "model" / "inside"
+    inside.mkdir(parents=True)
+    (inside / "text.txt").touch()
+    monkeypatch.chdir(inside)
+    assert [called(name) for name in (tmp_path / "model", "..", ".", "text.txt", inside / "text.txt")] == [
+        "model", "model", "inside", "text.txt", "text.txt"
+    ]  # fmt: skip
+    assert [called(name) for name in ("allenai/Olmo-3-7B", "demo")] == ["allenai/Olmo-3-7B", "demo"]
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,10 @@ def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
     found = json.loads(done.out)
     assert found["text"]["name"] == "text.txt"
     assert found["tokens"] == 2 * 31
-    assert found == json.loads((tmp_path / "quality.json").read_text())
-    assert found["command"] in (tmp_path / "QUALITY.md").read_text()
+    names = {"original": "plain", "result": "4bit"}
+    names["command"] = "olmo3 compare plain 4bit --tokens 64 --length 32 --text text.txt"
+    assert {**found, **names} == json.loads((tmp_path / "quality.json").read_text())
+    assert f"\n{names['command']}\n" in (tmp_path / "QUALITY.md").read_text()
     assert "**›**" in (tmp_path / "QUALITY.md").read_text()
 
 
@@ -104,6 +106,27 @@ def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple
     assert (found["text"]["sequences"], found["text"]["length"]) == (1, 40)
     again = json.loads(olmo3(*found["command"].split()[1:], "--json").out)
     assert again == found
+
+
+def test_a_card_tells_nothing_of_where_on_the_disk_it_was_made(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.chdir(tmp_path)
+    Path("plain").symlink_to(pair[0])
+    Path("text.txt").write_text("The rain had stopped before noon, and the road was dry again. " * 30)
+    source, words = tmp_path / "plain", ("--text", tmp_path / "text.txt", "--tokenizer", pair[0])
+    assert olmo3("convert", source, tmp_path / "made", "--group-size", 32, *words).code == 0
+    Path("card").mkdir()
+    done = olmo3("compare", source, tmp_path / "made", *words, *FEW, "--card", "card")
+    assert f"{source} → {tmp_path / 'made'}" in done.out
+    for file in [*Path("made").iterdir(), *Path("card").iterdir()]:
+        for place in (tmp_path, pair[0].parent):
+            assert str(place).encode() not in file.read_bytes(), file
+    figures = json.loads(Path("made", "quality.json").read_text())
+    assert (figures["original"], figures["result"]) == ("plain", "made")
+    again = json.loads(olmo3(*shlex.split(figures["command"])[1:], "--json").out)
+    assert (again["kl_mean"], again["text"]) == (figures["kl_mean"], figures["text"])
 
 
 def test_stages_of_training_whose_tags_have_other_names_can_be_compared(

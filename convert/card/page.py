@@ -44,6 +44,14 @@ class Measured:
     made: Quantized | None = None
 
 
+def called(name: str | Path) -> str:
+    """What a card calls a hub id, or a folder or file: by its own name, as paths tell of their owner."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return str(name)
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
 def write_card(folder: Path, quality: Quality, measured: Measured) -> list[Path]:
     """Write the card into `folder`, over an older one; the files written.
 
@@ -164,6 +172,7 @@ def _method(quality: Quality, measured: Measured) -> str:
         f"tokens and worse at others; KL cannot. {limits()}\n\n"
         f"This is one text. It says little about arithmetic, code, other languages, long contexts, or how "
         f"errors add up over a long answer: try what you need.\n\n"
+        f"To measure the same again, run this where the folders and files are that it names:\n\n"
         f"```\n{measured.command}\n```\n\n"
         f"olmo3-mlx {made['olmo3-mlx']}, MLX {made['mlx']} ({made['device']}), {made['platform']}. "
         f"All figures are in [{FIGURES}]({FIGURES})."

@@ -4,6 +4,8 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm  # noqa: PLC0415
 
     from convert.card.measure import check_comparable, measure  # noqa: PLC0415
-    from convert.card.page import figures, write_card  # noqa: PLC0415  (the library never needs it)
+    from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
     from convert.source import Source  # noqa: PLC0415
 
     if args.card is not None and not Path(args.card).is_dir():
@@ -77,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     ) as bar:
         quality = measure(original, result, measured.tokens, lambda done, total: _show(bar, done, total))
     if args.card is not None:
-        write_card(Path(args.card), quality, measured)
+        a, b, command = called(args.a), called(args.b), _command(args, called)
+        write_card(Path(args.card), quality, replace(measured, original=a, result=b, command=command))
     print(
         json.dumps(figures(quality, measured), ensure_ascii=False)
         if args.json
@@ -118,10 +121,14 @@ def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: s
         )
 
 
-def _command(args: argparse.Namespace) -> str:
-    """What does it again."""
-    words = ["olmo3", "compare", args.a, args.b, "--tokens", str(args.tokens), "--length", str(args.length)]
-    for option in ("text", "tokenizer", "revision_a", "revision_b"):
+def _command(args: argparse.Namespace, called: Callable[[str], str] = str) -> str:
+    """What does it again; `called` says what folders and files are called in it."""
+    words = ["olmo3", "compare", called(args.a), called(args.b)]
+    words += ["--tokens", str(args.tokens), "--length", str(args.length)]
+    for option in ("text", "tokenizer"):
+        value = getattr(args, option)
+        words += [f"--{option}", called(value)] if value is not None else []
+    for option in ("revision_a", "revision_b"):
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", value] if value is not None else []
     return shlex.join(words)
