@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import TINY, random_model, save_checkpoint
@@ -227,4 +226,3 @@ def test_nothing_of_the_card_is_left_if_it_is_not_asked_for(
     assert olmo3("compare", *pair, *FEW).code == 0
     assert not list(tmp_path.iterdir())
     assert not [path for folder in pair for path in folder.glob("*uality*")]
-    assert mx.get_peak_memory() < 2**30

@@ -60,16 +60,17 @@ def log_softmax(logits: oracle.Array) -> oracle.Array:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+def log_probabilities(source: Source, tokens: mx.array, config: dict[str, Any] = TINY) -> oracle.Array:
+    """What float64 NumPy makes of each position that has a next token: [N * (L - 1), V]."""
+    tensors = numpy_tensors(source)
+    each = [log_softmax(oracle.forward(config, tensors, row.tolist()))[:-1] for row in np.array(tokens)]
+    return np.concatenate(each)
+
+
 def test_every_figure_is_what_float64_numpy_finds(pair: tuple[Source, Source]) -> None:
     quality = measure(*pair, TOKENS)
-    rows = np.array(TOKENS)
-    p, q = (
-        np.concatenate([
-            log_softmax(oracle.forward(TINY, numpy_tensors(source), row.tolist()))[:-1] for row in rows
-        ])
-        for source in pair
-    )  # fmt: skip
-    actual = rows[:, 1:].ravel()
+    p, q = (log_probabilities(source, TOKENS) for source in pair)
+    actual = np.array(TOKENS)[:, 1:].ravel()
     kl = (np.exp(p) * (p - q)).sum(-1)
     spoken = [x[np.arange(len(actual)), actual] for x in (p, q)]
     apart = np.abs(np.exp(spoken[0]) - np.exp(spoken[1]))
@@ -157,9 +158,17 @@ def test_sizes_count_scales_and_what_is_not_quantized(pair: tuple[Source, Source
 
 def test_tied_heads_are_compared_too(tmp_path: Path) -> None:
     config = {**TINY, "tie_word_embeddings": True}
-    tensors = {name: t for name, t in noisy(2, 0.05).tensors().items() if name != "lm_head.weight"}
-    source = Source.open(save_checkpoint(tmp_path / "tied", config, tensors))
-    assert measure(source, source, TOKENS).kl_mean == 0
+    pair = []
+    for name, model in (("original", random_model(TINY)), ("result", noisy(2, 0.05))):
+        tensors = {path: t for path, t in model.tensors().items() if path != "lm_head.weight"}
+        pair.append(Source.open(save_checkpoint(tmp_path / name, config, tensors)))
+    quality = measure(*pair, TOKENS)
+    p, q = (log_probabilities(source, TOKENS, config) for source in pair)
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    actual = np.array(TOKENS)[:, 1:].ravel()
+    expected = [math.exp(-x[np.arange(len(actual)), actual].mean()) for x in (p, q)]
+    assert quality.kl_mean == pytest.approx(kl.mean(), rel=1e-4)
+    assert quality.perplexity == pytest.approx(expected, rel=1e-4)
 
 
 def test_of_both_models_only_one_block_and_pieces_of_heads_are_in_memory(tmp_path: Path) -> None:
