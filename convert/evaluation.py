@@ -79,19 +79,24 @@ class Evaluation:
         )
 
 
-def text_tokens(text: str, tokenizer: Tokenizer, length: int, count: int) -> mx.array:
-    """`count` sequences of `length` tokens, evenly spread over a text: [N, L], N = count, L = length.
+def text_tokens(
+    text: str, tokenizer: Tokenizer, length: int, count: int, *, least: int | None = None
+) -> mx.array:
+    """`count` sequences of `length` tokens, evenly spread over a text: [N, L], N = count, L = length; or as
+    many as it has, if that is at least `least` (by default: `count`).
 
     Special tokens that stand in the text count as such. Raises OptionError if it is too short, and for
     a count or length that cannot be.
     """
+    least = count if least is None else least
     if length < 2 or count < 1:
         raise OptionError(f"expected 1 or more sequences of 2 or more tokens, not {count} of {length}")
     ids = tokenizer.encode(text)
-    if len(ids) < length * count:
+    if len(ids) < length * least:
         raise OptionError(
-            f"the text is too short: {length * count} tokens are needed ({count} sequences of {length}), "
+            f"the text is too short: {length * least} tokens are needed ({least} sequences of {length}), "
             f"it has {len(ids)}: give a longer one"
         )
+    count = min(count, len(ids) // length)
     starts = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
     return mx.array([ids[start : start + length] for start in starts])

@@ -1,16 +1,16 @@
 """A checkpoint run one block at a time: the way to see what a model does that does not fit into memory.
 
     layers = Layers(Source.open(folder))
-    hidden = layers.embed(tokens)                    # [B, L] -> [B, L, hidden]
+    states = split(layers.embed(tokens))             # [N, L] -> N times [1, L, hidden]
     for index in range(layers.count):
-        hidden = layers.block(index)(hidden, None)
-    logits = layers.logits(hidden)                   # [B, L, V]
+        states = run(layers.block(index), states)
+    logits = layers.logits(states[0])                # [1, L, V]
 
 In float32, whatever the weights are stored in. Needs memory for one block, or for the rows of the
 embedding and of the head that are read at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +21,8 @@ from convert.stored import Tensor, read
 from olmo3_mlx.model import Block, check_token_ids
 
 _ROWS_BYTES = 2**27  # of the head in float32, read at once
+
+States = list[mx.array]  # hidden states, one [1, L, hidden] a sequence
 
 
 class Layers:
@@ -84,3 +86,17 @@ class Layers:
             pieces.append(hidden @ rows.T)
             mx.eval(pieces[-1])
         return mx.concatenate(pieces, axis=-1)
+
+
+def split(hidden: mx.array) -> States:
+    """[N, L, hidden], one sequence at a time."""
+    return [hidden[i : i + 1] for i in range(hidden.shape[0])]
+
+
+def run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
+    """What `block` makes of each sequence; one after another, so that a block's temporaries are small."""
+    after = []
+    for state in states:
+        after.append(block(state, None))
+        mx.eval(after[-1])
+    return after

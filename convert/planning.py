@@ -19,7 +19,8 @@ from olmo3_mlx.model import Olmo3, check_token_ids
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.tokenizer import Tokenizer
 
-_CALIBRATION_TOKENS = 16384  # in sequences of _LENGTH
+_CALIBRATION_TOKENS = 32768  # in sequences of _LENGTH, or what a text has
+_LEAST_TOKENS = 8192  # that it must have
 _SENSITIVITY_TOKENS = 1024  # of those, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
 
@@ -100,7 +101,13 @@ def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:
 def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Path) -> mx.array:
     file = CALIBRATION_TEXT if isinstance(calibrate, bool) else Path(calibrate)
     length = min(_LENGTH, source.config.max_position_embeddings)
-    tokens = text_tokens(read_text(file), Tokenizer.from_folder(words), length, _CALIBRATION_TOKENS // length)
+    tokens = text_tokens(
+        read_text(file),
+        Tokenizer.from_folder(words),
+        length,
+        _CALIBRATION_TOKENS // length,
+        least=_LEAST_TOKENS // length,
+    )
     check_token_ids(tokens, source.config.vocab_size)
     return tokens
 

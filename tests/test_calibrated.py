@@ -32,6 +32,7 @@ EVEN: dict[str, Any] = {
 }
 FEW = {
     "convert.planning._CALIBRATION_TOKENS": 512,
+    "convert.planning._LEAST_TOKENS": 256,
     "convert.planning._SENSITIVITY_TOKENS": 64,
     "convert.planning._LENGTH": 64,
 }
@@ -185,7 +186,7 @@ def test_what_cannot_be_is_refused_before_the_work(
 
 def test_a_text_too_short_to_calibrate_on_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(OptionError, match=r"the text is too short: 512 tokens are needed"):
+    with pytest.raises(OptionError, match=r"the text is too short: 256 tokens are needed"):
         to_mlx(source, tmp_path / "dest", calibrate=tmp_path / "short.txt")
 
 
@@ -265,8 +266,8 @@ import sys
 import convert.planning
 from convert import convert as to_mlx
 
-convert.planning._CALIBRATION_TOKENS, convert.planning._SENSITIVITY_TOKENS = 512, 64
-convert.planning._LENGTH = 64
+convert.planning._CALIBRATION_TOKENS = convert.planning._LEAST_TOKENS = 512
+convert.planning._SENSITIVITY_TOKENS = convert.planning._LENGTH = 64
 to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)
 """
 

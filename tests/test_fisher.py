@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from test_calibrate import a_source, a_text, kl
 
 from convert.calibration.fisher import embedding_hessian
@@ -36,6 +37,16 @@ def test_the_hessian_tells_costly_directions_from_cheap_ones(tmp_path: Path) -> 
         for v in (vectors[:, 0].astype(np.float32), vectors[:, -1].astype(np.float32))
     )
     assert costly > 1.5 * cheap
+
+
+def test_sequences_go_back_one_by_one_as_attention_in_pieces_has_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, text = a_source(tmp_path / "a"), a_text(4)
+    whole = embedding_hessian(source, text)
+    one = source.config.num_attention_heads * text.shape[1] ** 2 * 4  # bytes of its scores
+    monkeypatch.setattr("olmo3_mlx.attention._BLOCK_BYTES", one)
+    assert mx.allclose(embedding_hessian(source, text), whole, rtol=1e-4, atol=1e-6)
 
 
 def test_the_hessian_is_repeatable(tmp_path: Path) -> None:

@@ -264,6 +264,9 @@ def test_a_text_that_is_too_short_says_how_much_is_there_and_needed(tmp_path: Pa
     tokenizer = Tokenizer.from_folder(DEMO)
     with pytest.raises(OptionError, match=r"200 tokens are needed \(2 sequences of 100\), it has 2"):
         text_tokens("Hello world", tokenizer, 100, 2)
+    with pytest.raises(OptionError, match=r"200 tokens are needed"):
+        text_tokens("Hello world", tokenizer, 100, 9, least=2)
+    assert text_tokens("one " * 350, tokenizer, 100, 9, least=2).shape == (3, 100)
     with pytest.raises(OptionError, match="1 or more sequences of 2 or more"):
         text_tokens("Hello", tokenizer, 1, 1)
     with pytest.raises(OptionError, match="cannot be read"):

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.solving import Metric
-from convert.layers import Layers
+from convert.layers import Layers, run, split
 from convert.quantize import rounded
 from convert.source import Source
 from convert.stored import dequantized
@@ -81,7 +81,7 @@ class Calibration:
     def __init__(self, source: Source, plan: Plan, tokens: mx.array, dtype: mx.Dtype | None = None) -> None:
         self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
         self._layers = Layers(source)
-        self._original = self._layers.embed(tokens)  # [N, L, hidden]
+        self._original = split(self._layers.embed(tokens))
         self._hidden = self._original  # what the quantized model has instead
 
     def embedding(self) -> dict[str, mx.array]:
@@ -97,13 +97,14 @@ class Calibration:
         ids, places = np.unique(np.array(self._tokens), return_inverse=True)
         looked_up = {name: array[mx.array(ids)] for name, array in made.items()}
         rows = _dense(looked_up, EMBEDDING, how)
-        self._hidden = rows[mx.array(places)].reshape(self._original.shape)
-        mx.eval(self._hidden)
+        hidden = rows[mx.array(places)].reshape(*self._tokens.shape, -1)
+        mx.eval(hidden)
+        self._hidden = split(hidden)
         return made
 
     def skip_embedding(self, there: Layers) -> None:
         """Go past an embedding that was made before and is `there`."""
-        self._hidden = there.embed(self._tokens)
+        self._hidden = split(there.embed(self._tokens))
 
     def block(self, index: int) -> dict[str, mx.array]:
         """The tensors of block `index`'s quantized layers; blocks come in order."""
@@ -172,7 +173,7 @@ class Calibration:
     ) -> Iterator[tuple[mx.array, mx.array]]:
         """A layer's inputs, one sequence at a time; `norm` is the weight whose output is normalised."""
         for x, y in zip(self._hidden, self._original, strict=True):
-            here, there = _flat(through(block, x[None])), _flat(through(original, y[None]))
+            here, there = _flat(through(block, x)), _flat(through(original, y))
             if norm is not None:
                 output = there @ norm.T
                 size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
@@ -189,7 +190,7 @@ class Calibration:
         return {name: mx.concatenate([made[name] for made in parts]) for name in parts[0]}
 
     def _advance(self, original: Block, block: Block) -> None:
-        self._original, self._hidden = _each(original, self._original), _each(block, self._hidden)
+        self._original, self._hidden = run(original, self._original), run(block, self._hidden)
 
 
 def _dense(tensors: Mapping[str, mx.array], path: str, how: Quantization) -> mx.array:
@@ -229,15 +230,6 @@ def _identity(module: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, layer)
-
-
-def _each(block: Block, hidden: mx.array) -> mx.array:
-    """hidden [N, L, hidden] through `block`, one sequence at a time."""
-    done = []
-    for x in hidden:
-        done.append(block(x[None], None))
-        mx.eval(done[-1])
-    return mx.concatenate(done)
 
 
 def _flat(x: mx.array) -> mx.array:

@@ -3,8 +3,9 @@
 import mlx.core as mx
 
 from convert.calibration.solving import with_ridge
-from convert.layers import Layers
+from convert.layers import Layers, States, run, split
 from convert.source import Source
+from olmo3_mlx.model import Block
 
 _STATES_BYTES = 2**31  # of the hidden states between all blocks
 _TOKENS = 4096  # looked at, at most
@@ -22,18 +23,24 @@ def embedding_hessian(source: Source, tokens: mx.array) -> mx.array:
     layers = Layers(source)
     state = 4 * source.config.hidden_size * tokens.shape[1] * (layers.count + 1)
     text = tokens[: max(1, min(_STATES_BYTES // state, _TOKENS // tokens.shape[1]))]
-    states = [layers.embed(text)]
+    states = [split(layers.embed(text))]
     for index in range(layers.count):
-        states.append(layers.block(index)(states[-1], None))
-        mx.eval(states[-1])
-    slope = _slope(layers, states.pop())
+        states.append(run(layers.block(index), states[-1]))
+    slopes = split(_slope(layers, mx.concatenate(states.pop())))
     for index in reversed(range(layers.count)):
-        block = layers.block(index)
-        _, (slope,) = mx.vjp(lambda x, block=block: block(x, None), [states.pop()], [slope])
-        mx.eval(slope)
-    flat = slope.reshape(-1, slope.shape[-1])
+        slopes = _back(layers.block(index), states.pop(), slopes)
+    flat = mx.concatenate(slopes, axis=1)[0]
     hessian = flat.T @ flat
     return with_ridge(hessian, _RIDGE * float(mx.diag(hessian).mean().item()))  # type: ignore[arg-type]
+
+
+def _back(block: Block, states: States, slopes: States) -> States:
+    """The gradients by what goes into `block`, `states`, from those by what comes out."""
+    before = []
+    for state, slope in zip(states, slopes, strict=True):
+        before += mx.vjp(lambda x: block(x, None), [state], [slope])[1]
+        mx.eval(before[-1])
+    return before
 
 
 def _slope(layers: Layers, hidden: mx.array) -> mx.array:

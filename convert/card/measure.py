@@ -7,7 +7,7 @@ In memory at once: one block in float32, pieces of both heads with their logits,
 both models, N * L * hidden_size * 4 bytes each.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import prod
 
 import mlx.core as mx
@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
-from convert.layers import Layers
+from convert.layers import Layers, States, run, split
 from convert.pipeline import Progress
 from convert.source import Source
 from convert.stored import Tensor
@@ -25,8 +25,6 @@ _SAME = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "layer_types",
 )  # fmt: skip
-
-States = list[mx.array]  # one [1, L, hidden] a sequence
 
 
 def measure(original: Source, result: Source, tokens: mx.array, progress: Progress | None = None) -> Quality:
@@ -41,7 +39,7 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     _check_tokens(original, result, tokens)
     first, second = Layers(original), Layers(result)
     count = _Counter(original.parameters + result.parameters, progress)
-    ours, theirs = _split(first.embed(tokens)), _split(second.embed(tokens))
+    ours, theirs = split(first.embed(tokens)), split(second.embed(tokens))
     count(2 * original.config.vocab_size * original.config.hidden_size)
     off = _distance(ours, theirs)
     errors = [LayerError("embed_tokens", "embedding", off, off)]
@@ -110,20 +108,12 @@ def _through(
     them. The second block is read when the first is gone.
     """
     block = first.block(index)
-    after = _run(block, ours)
+    after = run(block, ours)
     del block
     block = second.block(index)
-    alone = _distance(after, _run(block, ours))
-    theirs = _run(block, theirs)
+    alone = _distance(after, run(block, ours))
+    theirs = run(block, theirs)
     return after, theirs, _distance(after, theirs), alone
-
-
-def _run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
-    after = []
-    for state in states:
-        after.append(block(state, None))
-        mx.eval(after[-1])
-    return after
 
 
 def _distance(ours: States, theirs: States) -> float:
@@ -135,10 +125,6 @@ def _distance(ours: States, theirs: States) -> float:
         ratio = mx.linalg.norm(a - b, axis=-1) / mx.maximum(mx.linalg.norm(a, axis=-1), 1e-30)
         each.append(np.array(ratio, np.float64).ravel())
     return float(np.concatenate(each).mean())
-
-
-def _split(hidden: mx.array) -> States:
-    return [hidden[i : i + 1] for i in range(hidden.shape[0])]
 
 
 def _predicting(states: States) -> mx.array:
