@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,22 +131,44 @@ def test_a_recipe_stays_as_it_is_when_calibrated(source: Path, text: Path, tmp_p
     assert not mx.array_equal(plain[name], better[name]).item()
 
 
-@pytest.mark.parametrize("stop_at", [14, 24])
-def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(
-    source: Path, text: Path, whole: Path, tmp_path: Path, stop_at: int
-) -> None:
+def same_files(one: Path, other: Path) -> bool:
+    files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (one, other)]
+    return files[0] == files[1]
+
+
+def stop_at(count: int) -> Callable[[int, int], None]:
     seen: list[int] = []
 
     def stop(done: int, total: int) -> None:
         seen.append(done)
-        if len(seen) == stop_at:
+        if len(seen) == count:
             raise KeyboardInterrupt
 
+    return stop
+
+
+@pytest.mark.parametrize("count", [14, 24])
+def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(
+    source: Path, text: Path, whole: Path, tmp_path: Path, count: int
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop)
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop_at(count))
     to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
-    files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (whole, tmp_path / "dest")]
-    assert files[0] == files[1]
+    assert same_files(whole, tmp_path / "dest")
+
+
+@pytest.mark.parametrize("recipe", ["bits = 4\n", 'bits = 4\n[layers]\n"*.0.mlp.down_proj" = "none"\n'])
+def test_a_calibration_that_also_casts_goes_on_to_the_same_bytes(
+    text: Path, tmp_path: Path, recipe: str
+) -> None:
+    wide = even_checkpoint(tmp_path / "wide", random_model(EVEN).tensors())
+    (tmp_path / "recipe.toml").write_text(recipe)
+    how: dict[str, Any] = {"calibrate": text, "recipe": tmp_path / "recipe.toml", "dtype": "bfloat16"}
+    to_mlx(wide, tmp_path / "whole" / "dest", **how)
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(wide, tmp_path / "dest", **how, progress=stop_at(21))
+    to_mlx(wide, tmp_path / "dest", **how, resume=True)
+    assert same_files(tmp_path / "whole" / "dest", tmp_path / "dest")
 
 
 def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Path, tmp_path: Path) -> None:

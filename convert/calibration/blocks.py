@@ -74,8 +74,8 @@ class Moments:
 class Calibration:
     """A model on its way through being quantized; the methods are called in the order shown above.
 
-    `tokens` [N, L] are the text; scales and biases are in `dtype`, by default the source's. Results are
-    a function of the arguments alone.
+    `tokens` [N, L] are the text; scales, biases and what is not quantized are in `dtype`, by default the
+    source's. Results are a function of the arguments alone.
     """
 
     def __init__(self, source: Source, plan: Plan, tokens: mx.array, dtype: mx.Dtype | None = None) -> None:
@@ -88,6 +88,7 @@ class Calibration:
         """The embedding's tensors; an error in it counts by what the whole model makes of it."""
         how = self._plan.get(EMBEDDING)
         if how is None:
+            self._hidden = [self._as_written(f"{EMBEDDING}.weight", state) for state in self._original]
             return {}
         moments = None
         if how.mode == "affine":
@@ -108,7 +109,7 @@ class Calibration:
 
     def block(self, index: int) -> dict[str, mx.array]:
         """The tensors of block `index`'s quantized layers; blocks come in order."""
-        original, block = self._layers.block(index), self._layers.block(index)
+        original, block = self._layers.block(index), self._unquantized(index)
         path = f"model.layers.{index}"
         weights = dict(tree_flatten(original.parameters()))
         made: dict[str, mx.array] = {}
@@ -148,9 +149,10 @@ class Calibration:
         how = self._plan.get(HEAD)
         if how is None or self._source.config.tie_word_embeddings:
             return {}
-        norm, eps = self._layers.weight("model.norm.weight"), self._source.config.rms_norm_eps
+        eps, norm = self._source.config.rms_norm_eps, self._layers.weight("model.norm.weight")
+        written = self._as_written("model.norm.weight", norm)
         moments = Moments.of(
-            (_flat(mx.fast.rms_norm(here, norm, eps)), _flat(mx.fast.rms_norm(there, norm, eps)))
+            (_flat(mx.fast.rms_norm(here, written, eps)), _flat(mx.fast.rms_norm(there, norm, eps)))
             for here, there in zip(self._hidden, self._original, strict=True)
         )
         return self._in_rows(HEAD, how, moments)
@@ -161,8 +163,29 @@ class Calibration:
         """Tensors by name; by rounding to nearest for modes whose scales cannot be fitted."""
         if moments is None:
             return rounded(f"{path}.weight", weight, how)
-        dtype = self._dtype or self._source.tensors[f"{path}.weight"].dtype
+        dtype = self._dtype_of(f"{path}.weight")
         return quantized(moments.aim(weight), moments.metric, how, dtype).tensors(path)
+
+    def _unquantized(self, index: int) -> Block:
+        """Block `index` in float32 with norms, and layers that stay as they are, as the result has them: a
+        run that goes on reads them from there.
+        """
+        block, path = self._layers.block(index), f"model.layers.{index}"
+        weights = dict(tree_flatten(block.parameters()))
+        stays = [
+            (name, self._as_written(f"{path}.{name}", weight))
+            for name, weight in weights.items()
+            if self._plan.get(f"{path}.{name.removesuffix('.weight')}") is None
+        ]
+        block.load_weights(stays, strict=False)
+        return block
+
+    def _as_written(self, name: str, values: mx.array) -> mx.array:
+        """Values of tensor `name`, which is not quantized, as they are read back from the result."""
+        return values.astype(self._dtype_of(name)).astype(mx.float32)
+
+    def _dtype_of(self, name: str) -> mx.Dtype:
+        return self._dtype or self._source.tensors[name].dtype
 
     def _inputs(
         self,
