@@ -25,7 +25,7 @@ from olmo3_mlx.quantization import Quantization
 class Source:
     """A checkpoint: its folder, config.json as it stands and as it is read, and its tensors, unread yet,
     by their names in an unquantized checkpoint. `stamps` are its files as they were found, `dtype` what
-    its tensors are meant to be where that is not what they are stored in.
+    its tensors are meant to be where that is not what they are stored in, `hub_id` where it came from.
     """
 
     folder: Path
@@ -34,6 +34,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     stamps: Mapping[Path, tuple[int, int]]
     dtype: mx.Dtype | None = None
+    hub_id: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -59,16 +60,17 @@ class Source:
         Raises CheckpointError for tensors that are missing, extra or misshapen, OptionError for `shards` of
         a folder, HubError.
         """
-        if shards is not None and not is_hub_id(name):
+        hub_id = str(name) if is_hub_id(name) else None
+        if shards is not None and hub_id is None:
             raise OptionError(f"{name} is a folder here: keep=False (--no-keep) is for hub ids")
-        folder = resolve(name, revision, weights=not is_hub_id(name))
+        folder = resolve(name, revision, weights=hub_id is None)
         if is_native(folder):
             return cls._native(folder)
         config, _ = load_config(folder)
         stored: Mapping[str, Stored | Remote] = (
             _all_stored(folder)
-            if not is_hub_id(name) or has_weights(folder)
-            else remote_tensors(str(name), folder.name, shards)
+            if hub_id is None or has_weights(folder)
+            else remote_tensors(hub_id, folder.name, shards)
         )
         model = Olmo3(config)
         quantize(model, stored, folder)
@@ -83,6 +85,7 @@ class Source:
             stamps=_stamps(files),
             # Of a quantized model that of its norms, which never are.
             dtype=None if config.quantization is None else stored["model.norm.weight"].dtype,
+            hub_id=hub_id,
         )
 
     @classmethod
@@ -94,7 +97,12 @@ class Source:
         return cls(folder, data, config, tensors, _stamps(files), dtype=mx.bfloat16)
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from another checkpoint, and from itself after a change, in JSON's types."""
+        """What tells it from another checkpoint, and from itself after a change, in JSON's types.
+
+        Of a model on the hub that is its commit, however many of its files the cache has by now.
+        """
+        if self.hub_id is not None:
+            return {"hub": self.hub_id, "commit": self.folder.name}
         return {"folder": str(self.folder.resolve()), "files": [[f.name, *s] for f, s in self.stamps.items()]}
 
     def largest_shard(self) -> int:

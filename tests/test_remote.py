@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, random_model, save_checkpoint
+from conftest import TINY, cut_tokenizer, random_model, save_checkpoint
 from fake_hub import INDEX, FakeHub, shard
 
 from convert import convert as to_mlx
@@ -138,6 +138,46 @@ def test_a_hub_that_fails_on_the_way_costs_nothing(sharded: FakeHub, dest: Path,
     sharded.files["main"][WANTED[1]] = kept
     make(dest, keep=False, resume=True)
     assert_same_files(dest, whole)
+
+
+def stop_late(done: int, total: int) -> None:
+    if done > 0.9 * total:
+        raise KeyboardInterrupt
+
+
+def test_a_stopped_conversion_goes_on_though_its_files_are_in_the_cache_by_now(
+    sharded: FakeHub, dest: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(dest, progress=stop_late)
+    assert {p.name for p in (tmp_path / "cache").rglob("*.safetensors")} == set(WANTED)
+    make(dest, resume=True)
+    assert_same_files(dest, whole)
+
+
+def test_a_stopped_calibration_goes_on_though_its_files_are_in_the_cache_by_now(
+    hub: FakeHub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._CALIBRATION_TOKENS", 256)
+    monkeypatch.setattr("convert.planning._LEAST_TOKENS", 64)
+    monkeypatch.setattr("convert.planning._SENSITIVITY_TOKENS", 64)
+    monkeypatch.setattr("convert.planning._LENGTH", 64)
+    config = {**TINY, "vocab_size": 512, "intermediate_size": 128, "eos_token_id": [510, 508]}
+    folder = save_checkpoint(tmp_path / "folder", config, random_model(config).tensors())
+    cut_tokenizer(folder, 512)
+    hub.files["main"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    to_mlx(folder, tmp_path / "whole", calibrate=True)
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx("olmo/tiny", dest, calibrate=True, progress=stop_late)
+    to_mlx("olmo/tiny", dest, calibrate=True, resume=True)
+    assert_same_files(dest, tmp_path / "whole")
+
+
+def test_another_commit_does_not_go_on_with_what_one_began(sharded: FakeHub, dest: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(dest, progress=stop_late)
+    with pytest.raises(ConvertError, match="is another one"):
+        make(dest, resume=True, revision="stage1")
 
 
 def test_a_download_that_breaks_goes_on(sharded: FakeHub, dest: Path, whole: Path) -> None:
