@@ -780,6 +780,9 @@ def test_killed_at_twenty_random_moments_and_resumed_it_always_gives_the_same_by
                 process.kill()
                 process.communicate()
                 kills += 1
+        if (dest / "journal.jsonl").exists():  # killed right after the folder got its name
+            with pytest.raises(ConvertError, match="exists already and is complete"):
+                to_mlx(lab, dest, resume=True)
         assert_same_files(dest, whole)
 
 
@@ -828,6 +831,76 @@ def test_a_conversion_does_not_go_on_with_another_tokenizer(
 def test_resume_without_anything_to_go_on_with_begins(source: Path, dest: Path) -> None:
     to_mlx(source, dest, resume=True)
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+def test_what_lies_in_an_unfinished_folder_without_a_journal_does_not_get_into_the_result(
+    source: Path, dest: Path
+) -> None:
+    left = dest.parent / ".dest.unfinished"
+    (left / "shards").mkdir(parents=True)
+    for name in ("QUALITY.md", "model-00002-of-00002.safetensors", "shards/model.safetensors", "lock"):
+        (left / name).write_text("stale")
+    to_mlx(source, dest)
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+def test_a_card_that_was_written_before_a_stop_does_not_get_into_a_result_without_one(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    stop_at("convert.conversion.write_model_card", monkeypatch, lambda: to_mlx(source, dest, card=True))
+    assert (dest.parent / ".dest.unfinished" / "QUALITY.md").exists()
+    to_mlx(source, dest, card=False, resume=True)
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+class Killed(BaseException):
+    """Ends the work where it strikes, as far as that can be had without ending the tests."""
+
+
+def stop_at(what: str, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
+    """Let `work` be ended by what it calls at `what`."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(what, killed)
+        work()
+
+
+@pytest.mark.parametrize("step", ["pathlib.Path.chmod", "pathlib.Path.rename"])
+def test_stopped_before_the_folder_gets_its_name_nothing_is_done_again(
+    source: Path, dest: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(step, monkeypatch, lambda: to_mlx(source, dest))
+    assert beside(dest) == [".dest.unfinished"]
+    written: list[int] = []
+    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
+    assert written == []
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+
+
+def test_stopped_after_the_folder_got_its_name_it_is_complete_and_is_tidied_by_the_next_call(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at("convert.writer.folder._remove_work", monkeypatch, lambda: to_mlx(source, dest))
+    assert beside(dest) == ["dest"]
+    assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)
+    with pytest.raises(ConvertError, match="exists already and is complete"):
+        to_mlx(source, dest, resume=True)
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+    with pytest.raises(ConvertError, match="exists already"):
+        to_mlx(source, dest, resume=True)
+
+
+def test_files_of_others_in_a_destination_that_exists_stay(source: Path, dest: Path) -> None:
+    dest.mkdir()
+    (dest / "journal.jsonl").write_text('{"mine": 1}\n')
+    (dest / "lock").write_text("mine")
+    with pytest.raises(ConvertError, match="exists already"):
+        to_mlx(source, dest)
+    assert sorted(path.name for path in dest.iterdir()) == ["journal.jsonl", "lock"]
 
 
 def test_two_conversions_to_one_destination_are_not_made_at_once(source: Path, dest: Path) -> None:

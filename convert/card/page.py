@@ -75,6 +75,12 @@ def write_card(folder: Path, quality: Quality, measured: Measured) -> list[Path]
     return written
 
 
+def remove_card(folder: Path) -> None:
+    """Remove a card from `folder`, or what there is of it."""
+    for name in (LAYERS_PICTURE, KL_PICTURE, FIGURES, CARD):
+        (folder / name).unlink(missing_ok=True)
+
+
 def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
     """Every figure, for programs; pairs are [original, result]."""
     return {

@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from convert.size import in_words
 from convert.writer.journal import NAME as JOURNAL
+from convert.writer.journal import identity
 from convert.writer.layout import Layout
 from olmo3_mlx.durable import flush, lock, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
@@ -34,12 +36,14 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
     """A hidden folder beside `dest`, an absolute path, that becomes `dest` when the block ends.
 
     Interrupted, out of disk or killed, it stays, and with `resume` the next one goes on in it; after
-    an error that going on would meet again it vanishes. Raises ConvertError if `dest` exists, if an
-    unfinished one is there and `resume` is not given, or another process works in it.
+    an error that going on would meet again it vanishes. What lies there without a journal is removed, as
+    nothing tells what it is. Raises ConvertError if `dest` exists, if an unfinished one is there and
+    `resume` is not given, or another process works in it.
     """
     folder = unfinished(dest)
     if os.path.lexists(dest):
-        raise ConvertError(f"{dest} exists already: choose another destination, or remove it")
+        complete = " and is complete" if _remove_work(dest) and resume else ""
+        raise ConvertError(f"{dest} exists already{complete}: choose another destination, or remove it")
     made: list[Path] = []
     try:
         made = [parent for parent in dest.parents if not parent.exists()]
@@ -52,9 +56,9 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConvertError(f"cannot write to {dest.parent}: {reason}{hint}") from None
     with lock_file:
-        if not lock(lock_file):
+        if not _locked(lock_file, folder / _LOCK):
             raise ConvertError(f"another process is converting to {dest}: let it finish")
-        new = not (folder / JOURNAL).exists()
+        new = not identity(folder)
         if not new and not resume:
             raise ConvertError(
                 f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), "
@@ -62,6 +66,8 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
             )
         remove_unfinished(folder)
         try:
+            if new:
+                _empty(folder)
             yield folder
             _complete(folder, dest)
         except BaseException as error:
@@ -73,8 +79,6 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
             if isinstance(error, OSError):
                 raise ConvertError(_explained(error, dest, stays)) from None
             raise
-    with suppress(OSError):  # it is there, though perhaps not yet on the disk
-        flush(dest.parent)
 
 
 def check_room(folder: Path, layout: Layout, extra: int = 0) -> None:
@@ -93,16 +97,53 @@ def _allocated(file: Path) -> int:
 
 
 def _complete(folder: Path, dest: Path) -> None:
-    """Give the folder its name. What only the work needed goes first, the journal last of it."""
+    """Give the folder its name. What only the work needed goes afterwards: without the journal a folder
+    that has not got its name yet would be worth nothing.
+    """
     for path in folder.iterdir():
         flush(path)
     if os.path.lexists(dest):
         raise FileExistsError(errno.EEXIST, "it has appeared meanwhile")
-    (folder / _LOCK).unlink()
-    (folder / JOURNAL).unlink()
     flush(folder)
     folder.chmod(0o777 & ~_umask())
     folder.rename(dest)
+    with suppress(OSError):  # it is there, though perhaps not yet on the disk
+        flush(dest.parent)
+    _remove_work(dest)
+
+
+def _remove_work(dest: Path) -> bool:
+    """Remove what only the work needed from a destination that is complete; True if there was any, as a run
+    leaves it that was killed right after the folder got its name.
+    """
+    try:
+        if "layers" not in identity(dest):  # somebody else's file, if any
+            return False
+        (dest / _LOCK).unlink(missing_ok=True)
+        (dest / JOURNAL).unlink()
+        flush(dest)
+    except OSError:
+        return False
+    return True
+
+
+def _locked(lock_file: IO[str], path: Path) -> bool:
+    """Whether we have the lock, and it is still the folder's: another process may just have completed that
+    one and given it its name.
+    """
+    try:
+        return lock(lock_file) and os.path.samestat(os.fstat(lock_file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 def _remove(folder: Path, made: list[Path]) -> None:
