@@ -99,10 +99,10 @@ def convert(
     CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
     is quantized already, a recipe that does not fit it, and a destination that exists or cannot be written.
     """
-    check_options(locals())
+    options = check_options(locals())
     begin = time.perf_counter()
     how, cast = _recipe(bits, group_size, mode, recipe), None if dtype is None else dtype_named(dtype)
-    wishes = Wishes(calibrate, target_bpw, recipe is not None)
+    wishes = Wishes(calibrate, target_bpw, recipe is not None, options)
     wishes.check(bits, keep)
     check_upload(upload_to)
     dest = destination(dest)

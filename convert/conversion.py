@@ -23,7 +23,7 @@ from convert.size import Size
 from convert.source import Source
 from convert.writer.files import copy_files, small_files, write_config, write_index
 from convert.writer.folder import check_room
-from convert.writer.journal import Journal
+from convert.writer.journal import OPTIONS, Journal
 from convert.writer.layout import Layout, Spec, lay_out, parts
 from convert.writer.output import Output
 from olmo3_mlx import __version__
@@ -39,7 +39,7 @@ class Conversion:
     """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
 
     Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any; `target` is how many
-    bits a weight the plan was chosen for, if it was.
+    bits a weight the plan was chosen for, if it was, `options` what a user called all that.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class Conversion:
         dtype: mx.Dtype | None,
         tokens: mx.array | None = None,
         target: float | None = None,
+        *,
+        options: str = "",
     ) -> None:
         self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
-        self.tokens, self.target = tokens, target
+        self.tokens, self.target, self.options = tokens, target, options
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
@@ -160,6 +162,7 @@ class Conversion:
     def identity(self) -> dict[str, Any]:
         """What tells it from another conversion, in JSON's types, but for tokenizer and template."""
         return {
+            OPTIONS: self.options,
             "program": _PROGRAM,
             "device": mx.default_device().type.name,  # they do not round alike
             "source": self.source.identity(),

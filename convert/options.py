@@ -1,5 +1,6 @@
 """What may be asked of a conversion, checked before any work."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -32,12 +33,29 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise OptionError for one of `convert.convert`'s options that is of another type than it takes, or
-    that another, or its absence, would make nothing of.
+def check_options(options: Mapping[str, Any]) -> str:
+    """What of `convert.convert`'s options shapes the result, as they are written on a command line.
+
+    Raises OptionError for one that is of another type than it takes, or that another, or its absence, would
+    make nothing of.
     """
     _check_types(options)
     _check_together(options)
+    return _spelled(options)
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    said: dict[str, Any] = {"--target-bpw": options["target_bpw"], "--recipe": options["recipe"]}
+    if options["target_bpw"] is None and options["recipe"] is None:
+        mode = options["mode"]
+        said["--bits"], said["--group-size"] = options["bits"], options["group_size"]
+        said["--mode"] = mode if mode != "affine" else None
+    said["--calibrate"] = options["calibrate"] or None
+    said["--dtype"] = options["dtype"] and str(options["dtype"]).rpartition(".")[2]
+    said["--tokenizer"] = options["tokenizer"]
+    return shlex.join(
+        name if value is True else f"{name}={value}" for name, value in said.items() if value is not None
+    )
 
 
 def _check_types(options: Mapping[str, Any]) -> None:

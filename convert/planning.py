@@ -1,5 +1,6 @@
 """What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from convert.pipeline import Stage
 from convert.quantize import pieces
 from convert.recipe import Plan, Recipe
 from convert.source import Source
-from convert.writer.journal import identity
+from convert.writer.files import small_files
+from convert.writer.journal import Identity, check_same, identity
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.hub import resolve
@@ -27,11 +29,14 @@ _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so m
 
 
 class Wishes(NamedTuple):
-    """What was asked of calibration; `fixed` if a recipe says which layer has how many bits."""
+    """What was asked of calibration; `fixed` if a recipe says which layer has how many bits, `options` are
+    all that were given, in words.
+    """
 
     calibrate: bool | str | Path
     target_bpw: float | None
     fixed: bool
+    options: str
 
     def check(self, bits: int | None, keep: bool) -> None:
         """Raise OptionError for wishes that cannot be, or not together."""
@@ -64,27 +69,29 @@ def planned(
             f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again loses "
             f"more than it should: convert the original (or dequantize it: --dtype alone, bits=None)"
         )
-    rounding = Conversion(source, plan, dtype)
+    make = partial(Conversion, source, dtype=dtype, options=wishes.options)
+    rounding = make(plan)
     if not wishes.calibrate and wishes.target_bpw is None:
         return rounding
     if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
         raise OptionError(
             "calibration is for affine quantization: leave out mode (--mode), or calibrate (--calibrate)"
         )
-    target = wishes.target_bpw or rounding.bits_per_weight
-    if not wishes.fixed:
+    target = None if wishes.fixed else wishes.target_bpw or rounding.bits_per_weight
+    if target is not None:
         _check_target(source, target, dtype)
     tokens = _calibration_tokens(source, words, wishes.calibrate)
+    work = make(plan, tokens=tokens, target=target)
+    begun = _begun(folder, {**work.identity(), "words": small_files(words)})
     stage("reading the weights")
     _check_finite(source, dtype)
-    if wishes.fixed:
-        return Conversion(source, plan, dtype, tokens)
-    begun = _begun(folder, Conversion(source, plan, dtype, tokens, target))
+    if target is None:
+        return work
     if begun is not None:
-        return Conversion(source, begun, dtype, tokens, target)
+        return make(begun, tokens=tokens, target=target)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
     layers = choose(source, some, target, dtype=rounding.dtype, stage=stage)
-    return Conversion(source, Plan(layers), dtype, tokens, target)
+    return make(Plan(layers), tokens=tokens, target=target)
 
 
 def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None:
@@ -95,11 +102,14 @@ def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None
         )
 
 
-def _begun(folder: Path, work: Conversion) -> Plan | None:
-    """The plan of an unfinished conversion that is `work` but for its plan, chosen then."""
-    found, asked = identity(folder), work.identity()
-    if any(found.get(key) != asked[key] for key in asked.keys() - {"layers"}):
+def _begun(folder: Path, asked: Identity) -> Plan | None:
+    """The plan that was chosen for what was begun in `folder`, if anything was. Raises ConvertError if that
+    is another conversion, whatever its plan: before one is chosen, which is long.
+    """
+    found = identity(folder)
+    if not found:
         return None
+    check_same(folder, found, {**asked, "layers": found.get("layers")})
     try:
         return Plan({path: Quantization(*how) for path, how in found["layers"].items()})
     except (KeyError, TypeError, AttributeError):

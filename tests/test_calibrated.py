@@ -180,7 +180,8 @@ def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Pat
         to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
     other = tmp_path / "other.txt"
     other.write_text(text.read_text()[40:] * 2)
-    with pytest.raises(ConvertError, match=r"is another one \(calibration: "):
+    words = r"is another one \(it was begun with --bits=4 --calibrate=.*text\.txt, not .*=.*other\.txt\): "
+    with pytest.raises(ConvertError, match=words):
         to_mlx(source, tmp_path / "dest", calibrate=other, resume=True)
 
 
@@ -264,8 +265,33 @@ def test_a_target_is_not_changed_on_the_way(source: Path, text: Path, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5, progress=stop)
-    with pytest.raises(ConvertError, match=r"is another one \(.*target: 5 there, 5\.5 now"):
+    words = r"is another one \(it was begun with --target-bpw=5 --calibrate=.*, not --target-bpw=5\.5 .*\): "
+    with pytest.raises(ConvertError, match=words):
         to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5.5, resume=True)
+
+
+def test_what_cannot_be_gone_on_with_is_refused_before_bits_are_chosen(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop_at(20))
+    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([lines[0].replace("olmo3-mlx ", "olmo3-mlx 0."), *lines[1:]]))
+    for name in ("choose", "_check_finite"):
+        monkeypatch.setattr(f"convert.planning.{name}", lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(ConvertError, match=r"is another one \(another version of olmo3-mlx or mlx\): "):
+        to_mlx(source, tmp_path / "dest", calibrate=text, resume=True)
+
+
+def test_a_text_that_has_changed_is_named(source: Path, text: Path, tmp_path: Path) -> None:
+    changing = tmp_path / "changing.txt"
+    changing.write_text(text.read_text())
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=changing, progress=stop_at(20))
+    changing.write_text(text.read_text()[40:] * 2)
+    with pytest.raises(ConvertError, match=r"is another one \(the text of --calibrate has changed\): "):
+        to_mlx(source, tmp_path / "dest", calibrate=changing, resume=True)
 
 
 def test_blocks_in_which_nothing_is_quantized_are_run_all_the_same(

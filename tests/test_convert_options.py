@@ -1,13 +1,16 @@
 """What may be asked of a conversion: anything else gets one line that says so, before any work."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
 import convert
 from convert import convert as to_mlx
+from convert.options import check_options
 from convert.recipe import named
 from olmo3_mlx import Olmo3, Olmo3Config, TokenizerError
 from olmo3_mlx.cli import main
@@ -140,3 +143,22 @@ def test_a_tokenizer_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"empty: expected a tokenizer\.json, found none"):
         to_mlx(source, tmp_path / "dest", tokenizer=tmp_path / "empty")
     assert not list(tmp_path.glob("*dest*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "--bits=4"),
+        ({"bits": 8, "group_size": 32, "dtype": mx.float16}, "--bits=8 --group-size=32 --dtype=float16"),
+        ({"bits": None, "dtype": "float16"}, "--dtype=float16"),
+        ({"bits": None}, ""),
+        ({"mode": "mxfp4", "tokenizer": "a b"}, "--bits=4 --mode=mxfp4 '--tokenizer=a b'"),
+        ({"recipe": Path("my.toml"), "calibrate": True}, "--recipe=my.toml --calibrate"),
+        ({"target_bpw": 4.5, "calibrate": "text"}, "--target-bpw=4.5 --calibrate=text"),
+    ],
+)
+def test_what_was_asked_for_is_said_in_the_options_of_the_command_line(
+    given: dict[str, Any], said: str
+) -> None:
+    usual = {name: parameter.default for name, parameter in inspect.signature(to_mlx).parameters.items()}
+    assert check_options({**usual, "source": "source", "dest": "dest", **given}) == said

@@ -1,8 +1,8 @@
 """What a conversion has done so far, so that one that was killed can go on.
 
-One file, a line of JSON each, an object whose keys say what it records: first what is being made of what,
-then every weight that was written with its tensors' checksums. A line that was cut short by a kill, or that
-records nothing known, ends what can be trusted: what lies behind it is done again.
+One file, a line of JSON each, an object whose keys say what it records: first what is being made of what
+and by which options, then every weight that was written with its tensors' checksums. A line that was cut
+short by a kill, or that records nothing known, ends what can be trusted: what lies behind it is done again.
 """
 
 import json
@@ -16,8 +16,22 @@ from olmo3_mlx.errors import ConvertError
 
 NAME = "journal.jsonl"
 
+OPTIONS = "options"  # how a user says an identity; only told, as other words may say the same
+
 Identity = Mapping[str, Any]  # what is made of what, in JSON's types
 Sums = Mapping[str, str]  # tensor -> SHA-256 of its bytes
+
+# Why an identity can differ, whatever the options; and why it can where all that is the same.
+_AROUND = {
+    "program": "another version of olmo3-mlx or mlx",
+    "device": "on another device",
+    "source": "SOURCE is another or has changed",
+}
+_BEHIND = {
+    "words": "the tokenizer's files have changed",
+    "calibration": "the text of --calibrate has changed",
+    "layers": "the recipe has changed",
+}
 
 
 class Journal:
@@ -37,15 +51,7 @@ class Journal:
             self._path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
             return
         found, *records = lines
-        differing = sorted(
-            key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key)
-        )
-        if differing:
-            shown = _differences(found, identity, differing)
-            raise ConvertError(
-                f"the unfinished conversion in {folder} is another one ({shown}): finish it as it was begun, "
-                f"or remove that folder"
-            )
+        check_same(folder, found, identity)
         records = list(takewhile(_is_written, records))
         self.done = {record["weight"]: record["sums"] for record in records}
         # Anew, without a line that was cut short and would swallow the next.
@@ -80,6 +86,22 @@ def identity(folder: Path) -> dict[str, Any]:
     return {} if _is_written(found) else found
 
 
+def check_same(folder: Path, found: Identity, now: Identity) -> None:
+    """Raise ConvertError, saying what differs, if what was `found` in a folder is another conversion."""
+    if all(found.get(key) == now.get(key) for key in (found.keys() | now.keys()) - {OPTIONS}):
+        return
+    differ = [reason for key, reason in _AROUND.items() if found.get(key) != now.get(key)]
+    begun, asked = found.get(OPTIONS, "other options"), now.get(OPTIONS)
+    if begun != asked:
+        differ.append(f"it was begun with {begun or 'no options'}, not {asked or 'none'}")
+    elif not differ:
+        differ = [reason for key, reason in _BEHIND.items() if found.get(key) != now.get(key)]
+    raise ConvertError(
+        f"the unfinished conversion in {folder} is another one ({'; '.join(differ) or 'damaged'}): finish it "
+        f"as it was begun, or remove that folder"
+    )
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -100,11 +122,3 @@ def _is_written(record: Mapping[str, Any]) -> bool:
     return (
         isinstance(weight, str) and isinstance(sums, dict) and all(isinstance(s, str) for s in sums.values())
     )
-
-
-def _differences(found: Identity, identity: Identity, keys: list[str]) -> str:
-    def shown(value: Any) -> str:
-        text = json.dumps(value)
-        return text if len(text) < 40 else "other"
-
-    return ", ".join(f"{key}: {shown(found.get(key))} there, {shown(identity.get(key))} now" for key in keys)
