@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.card.page import called, remove_card
+from convert.card.page import called
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
@@ -116,9 +116,7 @@ def convert(
         if measured_on is not None:
             again = _again(source, dest, measured_on, tokenizer, revision)
             quality, no_card = work.measure(folder, measured_on, again, made, stage=stage)
-        if quality is None:
-            remove_card(folder)  # that an earlier run wrote before it was stopped
-        work.describe(folder, upload_to or dest.name, quality)
+        work.describe(folder, upload_to or dest.name, None if no_card else quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
         upload(dest, upload_to, stage)

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
 from convert.card.measure import measure
-from convert.card.page import write_card
+from convert.card.page import remove_card, write_card
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized
 from convert.evaluation import Evaluation
@@ -89,8 +89,9 @@ class Conversion:
         self, folder: Path, evaluation: Evaluation, command: list[str], made: Quantized, *, stage: Stage
     ) -> tuple[Quality | None, str]:
         """Measure what was written against the source, and write the card: `made` so, `command` does so
-        again. Where that fails the result is whole all the same: then there is no card, and why.
+        again. Where either fails the result is whole all the same: then there is no card, and why.
         """
+        quality = None
         try:
             quality = measure(
                 self.source,
@@ -101,11 +102,13 @@ class Conversion:
             measured = evaluation.measured(command[2], command[3], shlex.join(command), made)
             write_card(folder, quality, measured)
         except Olmo3Error as error:
-            return None, str(error)
+            return quality, str(error)
         return quality, ""
 
     def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
-        """Write the model card; the model is called `name`."""
+        """Write the model card; the model is called `name`. Without `quality` there is no quality card."""
+        if quality is None:
+            remove_card(folder)  # which an earlier run may have written before it was stopped
         base, license = origin(self.source.folder)
         made = Made(
             name=name,

@@ -1,7 +1,9 @@
 """The quality card: a page, figures for programs, pictures; verdicts and advice."""
 
+import errno
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from convert.card.page import (
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
 from convert.card.verdict import Quantized, advice, verdict
+from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.quantization import Quantization
 
@@ -211,6 +214,21 @@ def test_advice_is_given_where_it_is_needed_and_fits_what_was_done(measured: Mea
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path, measured: Measured) -> None:
     with pytest.raises(ConvertError, match="could not be written: No such file"):
         write_card(tmp_path / "none", quality(), measured)
+
+
+def test_a_disk_that_is_full_leaves_no_half_card(
+    tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: Callable[[Path], object]) -> Path:
+        if path.name == FIGURES:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace_file(path, write)
+
+    write_card(tmp_path, quality(), measured)
+    monkeypatch.setattr("convert.card.page.replace_file", full)
+    with pytest.raises(ConvertError, match=r"^quality\.json could not be written: No space left on device$"):
+        write_card(tmp_path, quality(), measured)
+    assert list(tmp_path.iterdir()) == []
 
 
 def made(*kinds: Quantization, **known: Any) -> Quantized:

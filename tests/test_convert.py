@@ -24,7 +24,10 @@ from conftest import TINY, random_model, save_checkpoint
 
 import convert.writer.layout
 from convert import convert as to_mlx
+from convert.card.verdict import verdict
 from olmo3_mlx import Olmo3, load
+from olmo3_mlx.cli import main
+from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import CheckpointError, ConfigError, ConvertError, OptionError
 from olmo3_mlx.generation import decode, prefill
 
@@ -638,16 +641,27 @@ def test_an_index_that_promises_what_no_file_holds_is_refused(source: Path, dest
 
 
 def test_a_card_that_cannot_be_written_costs_nothing(
-    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> None:
-        raise ConvertError("No space left on device")
+    def full(path: Path, write: Callable[[Path], object]) -> Path:
+        if path.name == "quality-kl.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace_file(path, write)
 
-    monkeypatch.setattr("convert.conversion.write_card", full)
+    monkeypatch.setattr("convert.card.page.replace_file", full)
     monkeypatch.setattr("convert.planning._TOKENS", 64)
     report = to_mlx(source, dest, card=True)
-    assert report.no_card == "No space left on device"
-    assert in_float32(dest)(TOKENS).shape == (1, 40, 8192)
+    assert report.no_card == "quality-kl.png could not be written: No space left on device"
+    assert report.quality is not None
+    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+    again = dest.with_name("again")
+    assert main(["convert", str(source), str(again), "--tokenizer", "demo"]) == 0
+    said = capsys.readouterr()
+    assert f"quality: {verdict(report.quality)} (" in said.out
+    assert "see QUALITY.md" not in said.out
+    command = f"`olmo3 compare {source} {again} --card {again} --tokenizer {again}` makes one"
+    assert f"no quality card: {report.no_card} ({command})\n" in said.err
+    assert ".unfinished" not in said.err
 
 
 def test_a_failed_conversion_leaves_no_parents_that_it_made(tmp_path: Path) -> None:

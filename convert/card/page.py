@@ -4,6 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -56,7 +57,7 @@ def write_card(folder: Path, quality: Quality, measured: Measured) -> list[Path]
     """Write the card into `folder`, over an older one; the files written.
 
     The same figures give the same bytes. Raises ConvertError if the folder is not there or the disk does
-    not take them.
+    not take them; then none is left.
     """
     contents = {
         LAYERS_PICTURE: layers_picture(quality),
@@ -70,14 +71,16 @@ def write_card(folder: Path, quality: Quality, measured: Measured) -> list[Path]
             path = replace_file(folder / name, lambda new, content=content: new.write_bytes(content))  # type: ignore[misc]
             path.chmod(0o644)
         except OSError as error:
-            raise ConvertError(f"{folder / name} could not be written: {error.strerror}") from None
+            with suppress(OSError):
+                remove_card(folder)
+            raise ConvertError(f"{name} could not be written: {error.strerror}") from None
         written.append(path)
     return written
 
 
 def remove_card(folder: Path) -> None:
     """Remove a card from `folder`, or what there is of it."""
-    for name in (LAYERS_PICTURE, KL_PICTURE, FIGURES, CARD):
+    for name in (CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE):
         (folder / name).unlink(missing_ok=True)
 
 

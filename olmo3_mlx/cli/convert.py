@@ -1,6 +1,7 @@
 """olmo3 convert: a checkpoint to MLX form, quantized."""
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -146,10 +147,10 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda done, total: show(bar, done, total),
             stage=bar.set_description,
         )
-    return _told(args.dest, report)
+    return _told(args, report)
 
 
-def _told(dest: str, report: "Report") -> int:
+def _told(args: argparse.Namespace, report: "Report") -> int:
     """Print what came out; returns the exit code."""
     from convert.size import in_words  # noqa: PLC0415
 
@@ -165,27 +166,38 @@ def _told(dest: str, report: "Report") -> int:
             file=sys.stderr,
         )
     print(
-        f"{dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
+        f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
         f"(was {in_words(report.source_bytes)}), {report.seconds:.1f} s"
     )
-    return _judged(report)
+    return _judged(args, report)
 
 
-def _judged(report: "Report") -> int:
+def _judged(args: argparse.Namespace, report: "Report") -> int:
     """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
     from convert.card.verdict import meaning, verdict  # noqa: PLC0415
 
-    if report.no_card:
-        print(f"not measured: {report.no_card}", file=sys.stderr)
     if report.quality is None:
+        if report.no_card:
+            print(f"not measured: {report.no_card}", file=sys.stderr)
         return 0
     quality, word = report.quality, verdict(report.quality)
+    if report.no_card:
+        print(f"no quality card: {report.no_card} (`{_compare(args)}` makes one)", file=sys.stderr)
     print(
         f"quality: {word} ({meaning(word)}): KL {quality.kl_mean:.5f}, same top token "
-        f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}; "
-        f"see QUALITY.md"
+        f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}"
+        f"{'' if report.no_card else '; see QUALITY.md'}"
     )
     if word == "poor":
         said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
         print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)
     return 0
+
+
+def _compare(args: argparse.Namespace) -> str:
+    """The command that measures the result and writes its card."""
+    words = ["olmo3", "compare", args.source, args.dest, "--card", args.dest]
+    words += ["--revision-a", args.revision] if args.revision else []
+    words += ["--text", args.text] if args.text else []
+    words += ["--tokenizer", args.dest] if args.tokenizer else []
+    return shlex.join(words)
