@@ -448,6 +448,43 @@ def test_an_interrupted_conversion_says_so(
     assert done == (130, "", "olmo3 convert: interrupted\n")
 
 
+def test_an_interrupted_conversion_that_left_something_says_how_to_go_on(
+    olmo3: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ("convert", tiny_checkpoint, tiny_checkpoint.with_name("dest"), "--dtype", "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.conversion.write_model_card", interrupted)
+        done = olmo3(*command)
+        words = "olmo3 convert: interrupted: what was done is kept, go on with --resume\n"
+        assert done == (130, "", words)
+    done = olmo3(*command, "--resume")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_resuming_what_was_never_begun_is_said(olmo3: Run, tiny_checkpoint: Path) -> None:
+    dest = tiny_checkpoint.with_name("dest")
+    command = ("convert", tiny_checkpoint, dest, "--dtype", "bfloat16", "--resume")
+    done = olmo3(*command)
+    said = f"no conversion to {dest} was begun: there is nothing to resume, this begins one\n"
+    assert (done.code, done.err) == (0, said)
+    done = olmo3(*command)
+    assert done.code == 1
+    assert_one_line(done.err, "convert")
+
+
+@pytest.mark.parametrize("dest", ["/", "no/such/folder/.."])
+def test_a_destination_without_a_name_is_refused_in_one_line(
+    olmo3: Run, tiny_checkpoint: Path, dest: str
+) -> None:
+    done = olmo3("convert", tiny_checkpoint, dest)
+    assert done.code == 1
+    assert_one_line(done.err, "convert")
+    assert f"{dest} is no name for a new folder" in done.err
+
+
 # chat
 
 

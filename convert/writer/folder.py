@@ -26,9 +26,17 @@ def unfinished(dest: Path) -> Path:
 def destination(dest: str | Path) -> Path:
     """The path that a destination's name means. Raises ConvertError for one that cannot be."""
     try:
-        return Path(dest).expanduser().absolute()
+        path = Path(dest).expanduser().absolute()
     except (OSError, RuntimeError) as error:  # ~nosuchuser, or a working directory that is gone
         raise ConvertError(f"{dest} is no place to write to ({error}): choose another destination") from None
+    if path.name in ("", ".."):
+        raise ConvertError(f"{dest} is no name for a new folder: choose another destination")
+    return path
+
+
+def resumable(dest: str | Path) -> bool:
+    """Whether an unfinished conversion to a destination is there to go on with. Raises ConvertError."""
+    return bool(identity(unfinished(destination(dest))))
 
 
 @contextmanager

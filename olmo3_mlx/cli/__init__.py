@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(error).split())
         print(f"olmo3 {args.verb}: error: {line}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
-    except KeyboardInterrupt:
-        print(f"olmo3 {args.verb}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"olmo3 {args.verb}: {': '.join(('interrupted', *stop.args))}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
         _discard_output()

@@ -3,6 +3,8 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar, show
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
     mode = args.mode or "affine"
 
-    with progress_bar("beginning") as bar:
+    with _resumable(args), progress_bar("beginning") as bar:
         report = convert(
             args.source,
             args.dest,
@@ -148,6 +150,24 @@ def run(args: argparse.Namespace) -> int:
             stage=bar.set_description,
         )
     return _told(args, report)
+
+
+@contextmanager
+def _resumable(args: argparse.Namespace) -> Iterator[None]:
+    """Say if there is nothing to go on with, and after an interrupt if there is."""
+    from convert.writer.folder import destination, resumable  # noqa: PLC0415  (the library never needs it)
+
+    if args.resume and not resumable(args.dest) and not destination(args.dest).exists():
+        print(
+            f"no conversion to {args.dest} was begun: there is nothing to resume, this begins one",
+            file=sys.stderr,
+        )
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resumable(args.dest):
+            raise KeyboardInterrupt("what was done is kept, go on with --resume") from None
+        raise
 
 
 def _told(args: argparse.Namespace, report: "Report") -> int:
