@@ -68,13 +68,13 @@ class Conversion:
         """Fill the folder; tokenizer and template are those of the checkpoint in `words`. `progress` is told
         how many bytes are written, `stage` what comes next.
         """
-        journal = Journal(folder, {**self.identity(), "words": small_files(words)})
+        journal = Journal(folder, {**self.identity(), "words": small_files(self.source.folder, words)})
         journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
         write_index(folder, self.layout, self.size.parameters)
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
-        copy_files(words, folder)
+        copy_files(self.source.folder, words, folder)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
         stage("converting")
         for name, piece in self._pieces(folder, set(journal.done), stage):

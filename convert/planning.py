@@ -82,7 +82,7 @@ def planned(
         _check_target(source, target, dtype)
     tokens = _calibration_tokens(source, words, wishes.calibrate)
     work = make(plan, tokens=tokens, target=target)
-    begun = _begun(folder, {**work.identity(), "words": small_files(words)})
+    begun = _begun(folder, {**work.identity(), "words": small_files(source.folder, words)})
     stage("reading the weights")
     _check_finite(source, dtype)
     if target is None:

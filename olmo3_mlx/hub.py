@@ -17,7 +17,9 @@ DEMO = Path(__file__).parent / "demo"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-# A checkpoint's small files. Of these only special_tokens_map.json is for other programs' sake.
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+
+# A checkpoint's small files. Of these special_tokens_map.json is for other programs, a licence for people.
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -26,6 +28,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     INDEX,
+    *LICENSES,
 )
 _WEIGHT_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

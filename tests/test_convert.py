@@ -205,17 +205,33 @@ def test_neither_bits_nor_dtype_copies_the_tensors(source: Path, dest: Path, eve
 def test_the_small_files_come_along_and_nothing_else(source: Path, dest: Path) -> None:
     (source / "generation_config.json").write_text('{"temperature": 0.6}')
     (source / "special_tokens_map.json").write_text("{}")
+    (source / "LICENSE").write_text("Apache License")
     (source / "README.md").write_text("A card for the original.")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     to_mlx(source, dest)
     copied = (
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-        "generation_config.json", "special_tokens_map.json",
+        "generation_config.json", "special_tokens_map.json", "LICENSE",
     )  # fmt: skip
     for name in copied:
         assert (dest / name).read_bytes() == (source / name).read_bytes(), name
     written = {"README.md", "config.json", "model.safetensors", "model.safetensors.index.json"}
     assert {path.name for path in dest.iterdir()} == {*copied, *written}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_another_tokenizer_brings_no_generation_defaults_or_licence_of_its_own_if_the_source_has_them(
+    source: Path, dest: Path, tmp_path: Path, own: bool
+) -> None:
+    other = shutil.copytree(source, tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ 'another' }}")
+    for folder, said in ((other, "other"), (source, "own"))[: 2 if own else 1]:
+        (folder / "generation_config.json").write_text(json.dumps({"note": said}))
+        (folder / "LICENSE.txt").write_text(said)
+    to_mlx(source, dest, tokenizer=other)
+    assert (dest / "chat_template.jinja").read_text() == "{{ 'another' }}"
+    assert json.loads((dest / "generation_config.json").read_text()) == {"note": "own" if own else "other"}
+    assert (dest / "LICENSE.txt").exists() == own  # the tokenizer's is not the model's
 
 
 def test_the_source_stays_as_it_was(source: Path, dest: Path) -> None:

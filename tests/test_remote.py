@@ -62,6 +62,12 @@ def test_from_the_hub_comes_what_comes_from_a_folder(
     assert_same_files(dest, whole)
 
 
+def test_the_licence_comes_from_the_hub_too(sharded: FakeHub, dest: Path) -> None:
+    sharded.files["main"]["LICENSE"] = b"Apache License"
+    make(dest)
+    assert (dest / "LICENSE").read_bytes() == b"Apache License"
+
+
 def test_files_are_kept_in_the_cache_unless_told(sharded: FakeHub, dest: Path, tmp_path: Path) -> None:
     make(dest)
     assert {p.name for p in (tmp_path / "cache").rglob("*.safetensors")} == set(WANTED)

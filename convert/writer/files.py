@@ -13,8 +13,10 @@ import mlx.core as mx
 from convert.recipe import Plan
 from convert.writer.layout import Layout
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
-from olmo3_mlx.hub import INDEX, TEXT_FILES
+from olmo3_mlx.hub import INDEX, LICENSES, TEXT_FILES
 from olmo3_mlx.quantization import Quantization
+
+_GENERATION = "generation_config.json"
 
 
 def write_index(folder: Path, layout: Layout, parameters: int) -> None:
@@ -44,16 +46,27 @@ def write_config(
     write_json(folder / "config.json", data)
 
 
-def copy_files(source: Path, folder: Path) -> None:
-    """Copy the small files (tokenizer, template, generation defaults) that are not written anew."""
-    for name in small_files(source):
-        shutil.copyfile(source / name, folder / name)
+def copy_files(source: Path, words: Path, folder: Path) -> None:
+    """Copy the small files (tokenizer, template, generation defaults, licence) that are not written anew."""
+    for name, file in _copied(source, words).items():
+        shutil.copyfile(file, folder / name)
 
 
-def small_files(source: Path) -> dict[str, str]:
+def small_files(source: Path, words: Path) -> dict[str, str]:
     """The files that are copied, each with the SHA-256 of its content."""
-    names = (name for name in TEXT_FILES if name not in ("config.json", INDEX) and (source / name).is_file())
-    return {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in names}
+    files = _copied(source, words)
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+def _copied(source: Path, words: Path) -> dict[str, Path]:
+    """The files that are copied, by their names: those of the model from `source`, tokenizer and template
+    from `words`, and generation defaults too if `source` has none.
+    """
+    files = {name: words / name for name in TEXT_FILES if name not in ("config.json", INDEX)}
+    files |= {name: source / name for name in LICENSES}
+    if (source / _GENERATION).is_file():
+        files[_GENERATION] = source / _GENERATION
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
