@@ -749,7 +749,7 @@ if how == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    to_mlx(source, dest, progress=None if how == "limit" else struck)
+    to_mlx(source, dest, **({} if how == "limit" else {"progress": struck}))
 except ConvertError as error:
     sys.exit(str(error))
 """
