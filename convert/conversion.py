@@ -97,11 +97,13 @@ class Conversion:
     def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
         """Write the model card; the model is called `name`."""
         base, license = origin(self.source.folder)
+        layers = Olmo3(self.source.config).quantizable()
         made = Made(
             name=name,
             base=base,
             license=license,
             plan=self.plan,
+            plain={p: self._dtype(f"{p}.weight") for p in layers if p not in self.plan.layers},
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
             size=self.size,
             calibrated=self.tokens is not None,

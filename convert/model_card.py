@@ -2,17 +2,20 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import mlx.core as mx
 
 from convert.card.page import CARD
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
 from convert.recipe import Plan
 from convert.size import Size
-from olmo3_mlx.quantization import Quantization
+
+T = TypeVar("T")
 
 _PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:
 _LICENSE = "apache-2.0"
@@ -21,12 +24,15 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 
 @dataclass(frozen=True)
 class Made:
-    """What a conversion made: `name` is what one calls it by, a folder or a repository."""
+    """What a conversion made: `name` is what one calls it by, a folder or a repository. `plain` are the
+    layers that could be quantized and are not, with their dtypes, by path.
+    """
 
     name: str
     base: str | None
     license: str | None
     plan: Plan
+    plain: Mapping[str, mx.Dtype]
     dtype: str
     size: Size
     calibrated: bool
@@ -121,23 +127,33 @@ def _what(made: Made) -> str:
 def _how(made: Made) -> str:
     if not made.plan.layers:
         return ""
-    counts = Counter(made.plan.layers.values())
     how_made = "Calibrated on text, block by block." if made.calibrated else "Rounded to nearest."
     lines = [how_made, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
-    for how, _ in counts.most_common():
-        lines.append(f"| {_layers(made.plan, how)} | {how.bits} | {how.group_size} | {how.mode} |")
-    return "\n".join([*lines, "", f"Norms{_unquantized(made.plan)} are {made.dtype}.", ""])
+    for how, paths in _alike(made.plan.layers):
+        lines.append(f"| {_layers(paths)} | {how.bits} | {how.group_size} | {how.mode} |")
+    for dtype, paths in _alike(made.plain):
+        lines.append(f"| {_layers(paths)} | {8 * dtype.size} | – | not quantized |")
+    return "\n".join([*lines, "", f"Norms are {made.dtype}.{_left_out(made.plan)}", ""])
 
 
-def _layers(plan: Plan, how: Quantization) -> str:
-    """The layers quantized so, grouped by their kind: `mlp.down_proj` (32), ..."""
-    paths = [path for path, found in plan.layers.items() if found == how]
+def _alike(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
+    """The paths of layers that are alike, the most first."""
+    alike: dict[T, list[str]] = {}
+    for path, how in layers.items():
+        alike.setdefault(how, []).append(path)
+    return sorted(alike.items(), key=lambda item: -len(item[1]))
+
+
+def _layers(paths: Iterable[str]) -> str:
+    """Layers grouped by their kind: `mlp.down_proj` (32), ..."""
     kinds = Counter(re.sub(r"^model\.(layers\.\d+\.)?", "", path) for path in paths)
     return ", ".join(f"`{kind}`" + (f" ({count})" if count > 1 else "") for kind, count in kinds.items())
 
 
-def _unquantized(plan: Plan) -> str:
-    return f" and {len(plan.left_out)} layers that the group size does not divide" if plan.left_out else ""
+def _left_out(plan: Plan) -> str:
+    if not plan.left_out:
+        return ""
+    return f" Not quantized as the group size does not divide their inputs: {_layers(plan.left_out)}."
 
 
 def _front_matter(path: Path) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def planned(
         return Conversion(source, begun, dtype, tokens, target)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
     layers = choose(source, some, target, dtype=rounding.dtype)
-    chosen = Conversion(source, Plan(layers), dtype, tokens, target)
+    chosen = Conversion(source, _plan(source, layers), dtype, tokens, target)
     if chosen.bits_per_weight > target + 1e-9:
         raise ConvertError(
             f"{target} bits per weight cannot be reached: the least for this model is "
@@ -86,9 +87,14 @@ def _begun(folder: Path, work: Conversion) -> Plan | None:
     if any(found.get(key) != asked[key] for key in asked.keys() - {"layers"}):
         return None
     try:
-        return Plan({path: Quantization(*how) for path, how in found["layers"].items()})
+        return _plan(work.source, {path: Quantization(*how) for path, how in found["layers"].items()})
     except (KeyError, TypeError, AttributeError):
         return None
+
+
+def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
+    """What was chosen: all layers but those whose inputs no group size divides."""
+    return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
 
 
 def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:

@@ -101,6 +101,24 @@ def test_a_target_is_met_and_nearly_used_up_counting_scales_in_the_dtype_that_th
     assert target - 0.1 < report.bits_per_weight <= target
 
 
+def test_layers_that_no_group_size_divides_are_reported_by_a_run_that_goes_on_too(
+    text: Path, tmp_path: Path
+) -> None:
+    config = {**EVEN, "intermediate_size": 80}
+    source = save_checkpoint(tmp_path / "source", config, random_model(config).tensors())
+    cut_tokenizer(source, EVEN["vocab_size"])
+    downs = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(2))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
+    assert to_mlx(source, tmp_path / "dest", calibrate=text, resume=True).left_out == downs
+    assert to_mlx(source, tmp_path / "again", calibrate=text).left_out == downs
+    assert "| `mlp.down_proj` (2) | 32 | – | not" in (tmp_path / "dest" / "README.md").read_text()
+
+
 def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
     source: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,21 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     assert "mlx_lm.chat --model mixed\n" in text
 
 
+def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    rules = '"*.v_proj" = { bits = 4, group_size = 64 }\nlm_head = "none"\n'
+    recipe.write_text(f"bits = 4\ngroup_size = 128\n[layers]\n{rules}")
+    to_mlx(even, tmp_path / "dest", recipe=recipe, dtype="bfloat16")
+    lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
+    (plain,) = (line for line in lines if "not quantized |" in line)
+    assert "`lm_head`" in plain
+    assert "`self_attn.q_proj`" in plain
+    assert plain.endswith(" | 16 | – | not quantized |")
+    (norms,) = (line for line in lines if line.startswith("Norms are bfloat16."))
+    assert "does not divide their inputs: `embed_tokens`, `mlp.gate_proj`" in norms
+    assert "lm_head" not in norms
+
+
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
     source = shutil.copytree(even, tmp_path / "source")
     (source / "chat_template.jinja").unlink()
