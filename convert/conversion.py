@@ -15,7 +15,7 @@ from convert.card.page import write_card
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized
 from convert.evaluation import Evaluation
-from convert.model_card import Made, origin, write_model_card
+from convert.model_card import Made, origin, source_name, write_model_card
 from convert.pipeline import Progress, ahead
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan
@@ -30,6 +30,7 @@ from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import in_words
 from olmo3_mlx.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
@@ -88,7 +89,9 @@ class Conversion:
         """
         try:
             quality = measure(self.source, Source.open(folder), evaluation.tokens)
-            measured = evaluation.measured(command[2], command[3], shlex.join(command), made)
+            measured = evaluation.measured(
+                command[2], command[3], shlex.join(command), made, in_words(self.source.quantized.values())
+            )
             write_card(folder, quality, measured)
         except Olmo3Error as error:
             return None, str(error)
@@ -100,6 +103,8 @@ class Conversion:
         layers = Olmo3(self.source.config).quantizable()
         made = Made(
             name=name,
+            source=source_name(self.source.folder),
+            quantized=in_words(self.source.quantized.values()),
             base=base,
             license=license,
             plan=self.plan,

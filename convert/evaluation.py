@@ -65,8 +65,12 @@ class Evaluation:
             file=file,
         )
 
-    def measured(self, original: str, result: str, command: str, made: Quantized) -> Measured:
-        """For the card of two checkpoints by these names, the second `made` so: `command` does it again."""
+    def measured(
+        self, original: str, result: str, command: str, made: Quantized, quantized: str = ""
+    ) -> Measured:
+        """For the card of two checkpoints by these names, the second `made` so: `command` does it again.
+        `quantized` says how the original is, if it is.
+        """
         return Measured(
             original=original,
             result=result,
@@ -76,6 +80,7 @@ class Evaluation:
             command=command,
             decode=self.decode,
             made=made,
+            quantized=quantized,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from convert.card.page import CARD
+from convert.card.page import CARD, called, code
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
 from convert.recipe import Plan
@@ -24,11 +24,14 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 
 @dataclass(frozen=True)
 class Made:
-    """What a conversion made: `name` is what one calls it by, a folder or a repository. `plain` are the
-    layers that could be quantized and are not, with their dtypes, by path.
+    """What a conversion made: `name` is what one calls it by, a folder or a repository, `source` what it was
+    made from, which is `quantized` so, in words, if it is. `plain` are the layers that could be quantized and
+    are not, with their dtypes, by path.
     """
 
     name: str
+    source: str
+    quantized: str
     base: str | None
     license: str | None
     plan: Plan
@@ -53,6 +56,11 @@ def origin(folder: Path) -> tuple[str | None, str | None]:
     if not isinstance(known, str):
         known = _LICENSE if base is not None and base.startswith(_PUBLISHER) else None
     return base, known
+
+
+def source_name(folder: Path) -> str:
+    """What a checkpoint's folder is called: the hub id if it is a download, else its own name."""
+    return _hub_id(folder.resolve()) or called(folder)
 
 
 def _hub_id(folder: Path) -> str | None:
@@ -85,7 +93,7 @@ def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -
 {_what(made)}
 
 {_how(made)}
-{_quality(quality)}
+{_quality(made, quality)}
 ## Run it
 
 With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
@@ -105,12 +113,13 @@ Made by {made.program}.
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _quality(quality: Quality | None) -> str:
+def _quality(made: Made, quality: Quality | None) -> str:
     if quality is None:
         return ""
+    original = "the quantized checkpoint that it was made from" if made.quantized else "the original"
     before, after = quality.perplexity
     return (
-        f"\n## Quality\n\nMeasured against the original: **{verdict(quality)}**. Mean KL divergence "
+        f"\n## Quality\n\nMeasured against {original}: **{verdict(quality)}**. Mean KL divergence "
         f"{quality.kl_mean:.5f} nats, the same top token at {quality.agreement:.1%} of {quality.tokens:,} "
         f"positions, perplexity {before:.3f} before and {after:.3f} after. [How, and where it is off]"
         f"({CARD}).\n"
@@ -118,10 +127,15 @@ def _quality(quality: Quality | None) -> str:
 
 
 def _what(made: Made) -> str:
-    base = f"[{made.base}](https://huggingface.co/{made.base})" if made.base else "An Olmo 3 model"
     size = f"{made.size.in_words}, {made.size.bits_per_weight:.3f} bits per weight"
+    base = f"[{made.base}](https://huggingface.co/{made.base})" if made.base else ""
+    if made.quantized:
+        return (
+            f"{base or 'An Olmo 3 model'}, dequantized for MLX to {made.dtype} from the quantized checkpoint "
+            f"{code(made.source)} ({made.quantized}): {size}. What quantizing lost is not back."
+        )
     how = "quantized for MLX" if made.plan.layers else f"in {made.dtype} for MLX"
-    return f"{base} {how}: {size}."
+    return f"{base or f'The Olmo 3 model {code(made.source)}'} {how}: {size}."
 
 
 def _how(made: Made) -> str:

@@ -1,6 +1,6 @@
 """How a checkpoint's weights are quantized, as MLX writes it under `quantization` in config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,17 @@ class QuantizationConfig:
             elif value is False:
                 overrides[path] = None
         return cls(default, overrides)
+
+
+def in_words(layers: Iterable[Quantization]) -> str:
+    """How quantized layers are, if there are any: "4-bit affine, group size 64", or what is mixed."""
+    kinds = set(layers)
+    bits = sorted({how.bits for how in kinds})
+    if len(kinds) == 1:
+        return "".join(f"{how.bits}-bit {how.mode}, group size {how.group_size}" for how in kinds)
+    if len(bits) == 1:
+        return f"mixed, all {bits[0]}-bit"
+    return f"mixed, {bits[0]} to {bits[-1]} bits" if bits else ""
 
 
 def _inherited(outer: Quantization | None, mode: str, name: str, allowed: tuple[int, ...]) -> Any:

@@ -121,6 +121,36 @@ def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path
     assert "lm_head" not in norms
 
 
+def test_a_dequantized_model_does_not_pass_for_the_original(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    source = cached_with(even, tmp_path, "license: mit")
+    to_mlx(source, tmp_path / "small", bits=3)
+    for card in (True, False):
+        dest = tmp_path / f"card-{card}"
+        to_mlx(tmp_path / "small", dest, bits=None, dtype="bfloat16", card=card)
+        text = (dest / "README.md").read_text()
+        assert (
+            "\n[allenai/Olmo-3-7B-Instruct](https://huggingface.co/allenai/Olmo-3-7B-Instruct), dequantized "
+            "for MLX to bfloat16 from the quantized checkpoint `small` (3-bit affine, group size 64): "
+        ) in text
+        assert "What quantizing lost is not back." in text
+        assert ("Measured against the quantized checkpoint that it was made from: **" in text) == card
+        assert "against the original" not in text
+    assert "The original here is a quantized checkpoint itself (3-bit affine, group size 64): " in (
+        tmp_path / "card-True" / "QUALITY.md"
+    ).read_text().replace("\n", " ")
+
+
+def test_a_folder_is_what_a_result_was_made_from_where_no_hub_id_is_known(even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "dest")
+    assert "\nThe Olmo 3 model `source` quantized for MLX: " in (tmp_path / "dest" / "README.md").read_text()
+    to_mlx(tmp_path / "dest", tmp_path / "back", bits=None, dtype="float16")
+    text = (tmp_path / "back" / "README.md").read_text()
+    assert "\nAn Olmo 3 model, dequantized for MLX to float16 from the quantized checkpoint `dest` (" in text
+
+
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
     source = shutil.copytree(even, tmp_path / "source")
     (source / "chat_template.jinja").unlink()

@@ -30,8 +30,8 @@ Decode = Callable[[Sequence[int]], str]
 @dataclass(frozen=True)
 class Measured:
     """What was measured, for the card: the names of both checkpoints, what the text is and its SHA-256, the
-    tokens [N, L], the command that does it again, what turns ids into text, and how the result was quantized
-    if that is known.
+    tokens [N, L], the command that does it again, what turns ids into text, how the result was quantized if
+    that is known, and how the original is `quantized` itself, in words, if it is.
     """
 
     original: str
@@ -42,6 +42,7 @@ class Measured:
     command: str
     decode: Decode
     made: Quantized | None = None
+    quantized: str = ""
 
 
 def called(name: str | Path) -> str:
@@ -82,6 +83,7 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
         "verdict": verdict(quality),
         "advice": list(advice(quality, measured.made)),
         "original": measured.original,
+        "original_quantized": measured.quantized or None,
         "result": measured.result,
         "text": {
             "name": measured.text,
@@ -112,7 +114,7 @@ def page(quality: Quality, measured: Measured) -> str:
     word = verdict(quality)
     sections = [
         f"# How far {_name(measured.result)} is from {_name(measured.original)}",
-        f"**{word.capitalize()}**: {meaning(word)}. {_sentence(quality)}",
+        f"**{word.capitalize()}**: {meaning(word)}. {_sentence(quality)}{_caution(measured)}",
         _table(quality),
         f"![KL divergence, position by position]({KL_PICTURE})",
         f"![Error of the hidden states, layer by layer]({LAYERS_PICTURE})",
@@ -134,6 +136,16 @@ def _sentence(quality: Quality) -> str:
     return (
         f"It takes {theirs.bytes / ours.bytes:.0%} of the bytes, and at {quality.agreement:.1%} of "
         f"{quality.tokens:,} positions in a text its most likely next token is the original's."
+    )
+
+
+def _caution(measured: Measured) -> str:
+    """What stands behind the verdict where that would be misread, as more paragraphs."""
+    if not measured.quantized:
+        return ""
+    return (
+        f"\n\nThe original here is a quantized checkpoint itself ({measured.quantized}): what quantizing "
+        f"lost is not in these figures."
     )
 
 

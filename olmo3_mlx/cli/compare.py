@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from olmo3_mlx.errors import OptionError, TokenizerError
+from olmo3_mlx.quantization import in_words
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -105,7 +106,8 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     tokenizer = Tokenizer.from_folder(folder)
     _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
-    return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized))
+    how = in_words(original.quantized.values())
+    return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized), how)
 
 
 def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
@@ -153,6 +155,7 @@ def _report(quality: "Quality", measured: "Measured") -> str:
     ]  # fmt: skip
     lines = [
         f"{measured.original} → {measured.result}",
+        *([f"the first is quantized itself ({measured.quantized})"] if measured.quantized else []),
         f"on {count} × {length:,} tokens of {measured.text}",
         "",
         *(f"  {label:<16}{text}" for label, text in rows),
