@@ -143,7 +143,13 @@ def _quantized(
     work: Conversion, bits: int | None, recipe: str | Path | None, target_bpw: float | None
 ) -> Quantized:
     by = "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
-    return Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
+    return Quantized(
+        work.plan.layers,
+        by,
+        bits if by == "bits" else None,
+        calibrated=work.tokens is not None,
+        left_out={path: work.source.tensors[f"{path}.weight"].shape[1] for path in work.plan.left_out},
+    )
 
 
 def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:

@@ -221,6 +221,7 @@ def made(*kinds: Quantization, **known: Any) -> Quantized:
 
 FOUR, EIGHT = Quantization(4, 64), Quantization(8, 32)
 MORE, GROUPS, CALIBRATE = "more bits: `--bits", "groups", "--calibrate"
+DOWN = {"model.layers.0.mlp.down_proj": 352, "model.layers.1.mlp.down_proj": 352}
 RECIPE, TARGET = "where most", "--target-bpw"
 BITS, CHOSEN = {"by": "bits", "calibrated": False}, {"by": "bits", "calibrated": True}
 TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrated": True}
@@ -233,6 +234,23 @@ TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrate
         (made(FOUR, bits=4, **BITS), ("--group-size 32`, half a bit more than 64",), ("128",)),
         (made(Quantization(4, 128), bits=4, **BITS), ("64`, a quarter of a bit more than 128",), ("unless",)),
         (made(Quantization(4, 32), bits=4, **BITS), (MORE, CALIBRATE), (GROUPS,)),
+        (
+            made(FOUR, bits=4, left_out=DOWN, **BITS),
+            ("`--group-size 32` with more bits: 32 divides the inputs of `down_proj` too",),
+            ("a bit more",),
+        ),
+        (
+            made(Quantization(4, 128), bits=4, left_out=DOWN, **BITS),
+            ("`--group-size 32` with more bits",),
+            ("64", "a bit more"),
+        ),
+        (
+            made(Quantization(4, 128), bits=4, left_out={"a.up_proj": 192}, **BITS),
+            ("-size 64` with more",),
+            (),
+        ),
+        (made(FOUR, bits=4, left_out={"a.up_proj": 80}, **BITS), ("`--group-size 32`\n",), ("a bit more",)),
+        (made(FOUR, left_out=DOWN, **TOLD), ("groups of 32 in the recipe with more bits: 32 divides",), ()),
         (made(Quantization(6, 64), bits=6, **BITS), ("`--bits 8`",), ("`--bits 5`",)),
         (made(EIGHT, bits=8, **BITS), (CALIBRATE,), ("more", GROUPS, RECIPE, TARGET)),
         (made(EIGHT, bits=8, **CHOSEN), (), ("try",)),

@@ -74,6 +74,18 @@ def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Pat
     assert done.err == ""
 
 
+def test_advice_is_of_groups_that_divide_what_was_left_out(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The width of TINY's feed-forward is 96, which 64 does not divide and 32 does."""
+    words = "--group-size 32 with more bits: 32 divides the inputs of down_proj too"
+    done = olmo3("convert", pair[0], tmp_path / "2bit", "--bits", 2)
+    assert words in done.err.replace("`", "")
+    assert words in olmo3("compare", pair[0], tmp_path / "2bit", *FEW).out
+    done = olmo3("convert", pair[0], tmp_path / "even", "--bits", 2, "--group-size", 32)
+    assert "divides" not in done.err
+
+
 def test_a_checkpoint_beside_itself_is_identical(olmo3: Run, pair: tuple[Path, Path]) -> None:
     done = olmo3("compare", pair[0], pair[0], *FEW)
     assert done.code == 0

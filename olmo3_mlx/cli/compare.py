@@ -95,6 +95,7 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
     from olmo3_mlx.hub import resolve  # noqa: PLC0415
+    from olmo3_mlx.model import Olmo3  # noqa: PLC0415
     from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
 
     if args.tokens < 2:
@@ -106,8 +107,9 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     tokenizer = Tokenizer.from_folder(folder)
     _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
-    how = in_words(original.quantized.values())
-    return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized), how)
+    inputs = {path: inputs for path, (_, inputs) in Olmo3(result.config).quantizable().items()}
+    made, how = Quantized.found(result.quantized, inputs), in_words(original.quantized.values())
+    return evaluation.measured(args.a, args.b, _command(args), made, how)
 
 
 def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
