@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convert.card.page import called
 from convert.card.quality import Quality
@@ -35,7 +34,8 @@ _SHARDS = "shards"  # of a model on the hub, until they are converted
 class Report:
     """What a conversion made. `left_out` names layers that the group size does not divide; `quality` is
     what the card says, `advice` what to try if that is not good, `no_card` why there is none where one was
-    to be made if possible. Without a `tokenizer` the result can neither read nor write text.
+    to be made if possible; `flattered`, whether it was measured on the text that it was calibrated on.
+    Without a `tokenizer` the result can neither read nor write text.
     """
 
     parameters: int
@@ -46,6 +46,7 @@ class Report:
     quality: Quality | None = None
     no_card: str = ""
     advice: tuple[str, ...] = ()
+    flattered: bool = False
     tokenizer: bool = True
 
     @property
@@ -119,23 +120,31 @@ def convert(
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
         upload(dest, upload_to)
-    return _report(
-        work,
-        seconds=time.perf_counter() - begin,
-        quality=quality,
-        no_card=no_card,
-        advice=() if quality is None else advice(quality, made),
-        tokenizer=(dest / "tokenizer.json").is_file(),
-    )
+    seconds = time.perf_counter() - begin
+    return _report(work, made, measured_on, dest, seconds=seconds, quality=quality, no_card=no_card)
 
 
-def _report(work: Conversion, **rest: Any) -> Report:
+def _report(
+    work: Conversion,
+    made: Quantized,
+    measured_on: Evaluation | None,
+    dest: Path,
+    *,
+    seconds: float,
+    quality: Quality | None,
+    no_card: str,
+) -> Report:
     return Report(
         parameters=work.source.parameters,
         source_bytes=work.source.size.bytes,
         bytes=work.size.bytes,
+        seconds=seconds,
         left_out=work.plan.left_out,
-        **rest,
+        quality=quality,
+        no_card=no_card,
+        advice=() if quality is None else advice(quality, made),
+        flattered=measured_on is not None and made.saw(measured_on.text_sha256),
+        tokenizer=(dest / "tokenizer.json").is_file(),
     )
 
 
@@ -148,6 +157,7 @@ def _quantized(
         by,
         bits if by == "bits" else None,
         calibrated=work.tokens is not None,
+        on=work.on,
         left_out={path: work.source.tensors[f"{path}.weight"].shape[1] for path in work.plan.left_out},
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
+from convert.card.calibrated import CalibratedOn
 from convert.card.measure import measure
 from convert.card.page import write_card
 from convert.card.quality import Quality
@@ -39,8 +40,8 @@ _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 class Conversion:
     """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
 
-    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any; `target` is how many
-    bits a weight the plan was chosen for, if it was.
+    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any, from the text `on`;
+    `target` is how many bits a weight the plan was chosen for, if it was.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Conversion:
         dtype: mx.Dtype | None,
         tokens: mx.array | None = None,
         target: float | None = None,
+        *,
+        on: CalibratedOn | None = None,
     ) -> None:
         self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
-        self.tokens, self.target = tokens, target
+        self.tokens, self.target, self.on = tokens, target, on
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
@@ -111,7 +114,7 @@ class Conversion:
             plain={p: self._dtype(f"{p}.weight") for p in layers if p not in self.plan.layers},
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
             size=self.size,
-            calibrated=self.tokens is not None,
+            on=self.on,
             program=_PROGRAM,
             chats=_chats(folder),
         )

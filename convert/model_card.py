@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from convert.card.calibrated import CalibratedOn
 from convert.card.page import CARD, called, code
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
@@ -26,7 +27,7 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 class Made:
     """What a conversion made: `name` is what one calls it by, a folder or a repository, `source` what it was
     made from, which is `quantized` so, in words, if it is. `plain` are the layers that could be quantized and
-    are not, with their dtypes, by path.
+    are not, with their dtypes, by path; `on` is what it was calibrated on, if it was.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Made:
     plain: Mapping[str, mx.Dtype]
     dtype: str
     size: Size
-    calibrated: bool
+    on: CalibratedOn | None
     program: str
     chats: bool
 
@@ -141,7 +142,7 @@ def _what(made: Made) -> str:
 def _how(made: Made) -> str:
     if not made.plan.layers:
         return ""
-    how_made = "Calibrated on text, block by block." if made.calibrated else "Rounded to nearest."
+    how_made = f"Calibrated on {made.on.in_words}, block by block." if made.on else "Rounded to nearest."
     lines = [how_made, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
     for how, paths in _alike(made.plan.layers):
         lines.append(f"| {_layers(paths)} | {how.bits} | {how.group_size} | {how.mode} |")

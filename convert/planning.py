@@ -1,14 +1,16 @@
 """What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from convert.calibration.sensitivity import choose
+from convert.card.calibrated import CalibratedOn
 from convert.conversion import Conversion
-from convert.evaluation import CALIBRATION_TEXT, Evaluation, read_text, text_tokens
+from convert.evaluation import CALIBRATION_NAME, CALIBRATION_TEXT, Evaluation, read_text, sha256, text_tokens
 from convert.quantize import pieces
 from convert.recipe import Plan, Recipe
 from convert.source import Source
@@ -62,17 +64,18 @@ def planned(
         return rounding
     if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
         raise OptionError("calibration is for affine quantization: leave out the mode, or calibrate")
-    tokens = _calibration_tokens(source, words, wishes.calibrate)
+    tokens, on = _calibration_text(source, words, wishes.calibrate)
     _check_finite(source, dtype)
+    conversion = partial(Conversion, source, dtype=dtype, tokens=tokens, on=on)
     if wishes.fixed:
-        return Conversion(source, plan, dtype, tokens)
+        return conversion(plan)
     target = wishes.target_bpw or rounding.bits_per_weight
-    begun = _begun(folder, Conversion(source, plan, dtype, tokens, target))
+    begun = _begun(folder, conversion(plan, target=target))
     if begun is not None:
-        return Conversion(source, begun, dtype, tokens, target)
+        return conversion(begun, target=target)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
     layers = choose(source, some, target, dtype=rounding.dtype)
-    chosen = Conversion(source, _plan(source, layers), dtype, tokens, target)
+    chosen = conversion(_plan(source, layers), target=target)
     if chosen.bits_per_weight > target + 1e-9:
         raise ConvertError(
             f"{target} bits per weight cannot be reached: the least for this model is "
@@ -104,18 +107,23 @@ def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:
             check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)
 
 
-def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Path) -> mx.array:
+def _calibration_text(
+    source: Source, words: Path, calibrate: bool | str | Path
+) -> tuple[mx.array, CalibratedOn]:
+    """Tokens [N, L], and what a card says of the text that they are from."""
     file = CALIBRATION_TEXT if isinstance(calibrate, bool) else Path(calibrate)
+    name = CALIBRATION_NAME if isinstance(calibrate, bool) else file.name
+    text = read_text(file)
     length = min(_LENGTH, source.config.max_position_embeddings)
     tokens = text_tokens(
-        read_text(file),
+        text,
         Tokenizer.from_folder(words),
         length,
         _CALIBRATION_TOKENS // length,
         least=_LEAST_TOKENS // length,
     )
     check_token_ids(tokens, source.config.vocab_size)
-    return tokens
+    return tokens, CalibratedOn(name, sha256(text), tokens.size)
 
 
 def words_of(name: str | Path) -> Path:

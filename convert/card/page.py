@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from convert.card.calibrated import CalibratedOn
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, Position, Quality
 from convert.card.verdict import Quantized, advice, limits, meaning, verdict
@@ -22,6 +23,7 @@ from olmo3_mlx.errors import ConvertError
 SCHEMA = 1  # of quality.json; a change that breaks readers makes it 2
 CARD, FIGURES = "QUALITY.md", "quality.json"
 LAYERS_PICTURE, KL_PICTURE = "quality-layers.png", "quality-kl.png"
+FLATTERED = "These figures flatter the result, as it was calibrated on the text that it is measured on"
 _CONTEXT = 12  # tokens shown before and after one
 
 Decode = Callable[[Sequence[int]], str]
@@ -43,6 +45,16 @@ class Measured:
     decode: Decode
     made: Quantized | None = None
     quantized: str = ""
+
+    @property
+    def flattered(self) -> bool:
+        """Whether the result was calibrated on this text."""
+        return self.made is not None and self.made.saw(self.text_sha256)
+
+    @property
+    def calibration(self) -> CalibratedOn | None:
+        """What the result was calibrated on, if that is known."""
+        return None if self.made is None else self.made.on
 
 
 def called(name: str | Path) -> str:
@@ -91,6 +103,7 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
             "sequences": measured.tokens.shape[0],
             "length": measured.tokens.shape[1],
         },
+        "calibration": None if measured.calibration is None else measured.calibration._asdict(),
         "command": measured.command,
         "versions": versions(),
         **asdict(quality),
@@ -141,12 +154,15 @@ def _sentence(quality: Quality) -> str:
 
 def _caution(measured: Measured) -> str:
     """What stands behind the verdict where that would be misread, as more paragraphs."""
-    if not measured.quantized:
-        return ""
-    return (
-        f"\n\nThe original here is a quantized checkpoint itself ({measured.quantized}): what quantizing "
-        f"lost is not in these figures."
-    )
+    said = ""
+    if measured.quantized:
+        said += (
+            f"\n\nThe original here is a quantized checkpoint itself ({measured.quantized}): what quantizing "
+            f"lost is not in these figures."
+        )
+    if measured.flattered:
+        said += f"\n\n{FLATTERED}."
+    return said
 
 
 def _table(quality: Quality) -> str:
@@ -174,7 +190,8 @@ def _table(quality: Quality) -> str:
 
 def _method(quality: Quality, measured: Measured) -> str:
     count, length = measured.tokens.shape
-    made = versions()
+    made, on = versions(), measured.calibration
+    calibrated = "" if on is None else f"The result was calibrated on {on.in_words}.\n\n"
     return (
         f"Both models read {count} sequences of {length:,} tokens from {measured.text} "
         f"(SHA-256 `{measured.text_sha256[:16]}…`), in float32, and their predictions of every token but "
@@ -182,6 +199,7 @@ def _method(quality: Quality, measured: Measured) -> str:
         f"KL(original ‖ result) of the two distributions over the whole vocabulary; 0 is the same, and "
         f"± is one standard error. Perplexity alone can mislead, as a changed model can be better at some "
         f"tokens and worse at others; KL cannot. {limits()}\n\n"
+        f"{calibrated}"
         f"This is one text. It says little about arithmetic, code, other languages, long contexts, or how "
         f"errors add up over a long answer: try what you need.\n\n"
         f"To measure the same again, run this where the folders and files are that it names:\n\n"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from convert.card.calibrated import CalibratedOn
 from convert.card.quality import Quality
 from olmo3_mlx.quantization import Quantization
 
@@ -56,6 +57,7 @@ def limits() -> str:
 class Quantized:
     """How a result was quantized: `layers` by their paths. What chose their bits, `by`, is "bits", of which
     there were `bits`, a "recipe" or a "target"; "" and a `calibrated` of None mean that nobody knows.
+    `on` is the text that it was calibrated on, if that is known, and
     `left_out` are the inputs of layers that are not quantized as no group divides them, by path.
     """
 
@@ -64,13 +66,20 @@ class Quantized:
     bits: int | None = None
     calibrated: bool | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    on: CalibratedOn | None = None
 
     @classmethod
-    def found(cls, layers: Mapping[str, Quantization], inputs: Mapping[str, int]) -> "Quantized":
+    def found(
+        cls, layers: Mapping[str, Quantization], inputs: Mapping[str, int], on: CalibratedOn | None
+    ) -> "Quantized":
         """What a checkpoint tells: how `layers` are quantized, of all that could be, with their `inputs`."""
-        made = cls(layers)
+        made = cls(layers, calibrated=None if on is None else True, on=on)
         rest = {path: n for path, n in inputs.items() if path not in layers and n % made.group_size}
         return replace(made, left_out=rest)
+
+    def saw(self, sha256: str) -> bool:
+        """Whether it was calibrated on the text with this SHA-256, so that figures from that flatter it."""
+        return self.on is not None and self.on.sha256 == sha256
 
     @property
     def chosen(self) -> bool:

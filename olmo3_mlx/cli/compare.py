@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
     """The text as tokens, and the rest of what a card says about how it was measured."""
+    from convert.card.calibrated import CalibratedOn  # noqa: PLC0415
+    from convert.card.page import FIGURES  # noqa: PLC0415
     from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
     from olmo3_mlx.hub import resolve  # noqa: PLC0415
@@ -108,7 +110,8 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
     inputs = {path: inputs for path, (_, inputs) in Olmo3(result.config).quantizable().items()}
-    made, how = Quantized.found(result.quantized, inputs), in_words(original.quantized.values())
+    made = Quantized.found(result.quantized, inputs, CalibratedOn.told(result.folder / FIGURES))
+    how = in_words(original.quantized.values())
     return evaluation.measured(args.a, args.b, _command(args), made, how)
 
 
@@ -139,6 +142,7 @@ def _command(args: argparse.Namespace, called: Callable[[str], str] = str) -> st
 
 
 def _report(quality: "Quality", measured: "Measured") -> str:
+    from convert.card.page import FLATTERED  # noqa: PLC0415
     from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
 
     q, word = quality, verdict(quality)
@@ -163,6 +167,7 @@ def _report(quality: "Quality", measured: "Measured") -> str:
         *(f"  {label:<16}{text}" for label, text in rows),
         "",
         f"{word}: {meaning(word)}",
+        *([FLATTERED] if measured.flattered else []),
     ]
     tried = advice(quality, measured.made)
     if tried:

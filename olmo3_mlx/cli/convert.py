@@ -178,6 +178,7 @@ def _told(dest: str, report: "Report") -> int:
 
 def _judged(report: "Report") -> int:
     """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
+    from convert.card.page import FLATTERED  # noqa: PLC0415
     from convert.card.verdict import meaning, verdict  # noqa: PLC0415
 
     if report.no_card:
@@ -190,6 +191,8 @@ def _judged(report: "Report") -> int:
         f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}; "
         f"see QUALITY.md"
     )
+    if report.flattered:
+        print(f"{FLATTERED}: measure on another text (--text FILE)", file=sys.stderr)
     if word == "poor":
         said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
         print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)
