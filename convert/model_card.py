@@ -1,6 +1,7 @@
 """README.md of a result, as the hub shows it: where it comes from, what was done, how to run it."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -
     )
     if made.base and bits:
         data.base_model_relation = "quantized"  # type: ignore[attr-defined]  # the hub knows it
-    verb = "chat" if made.chats else "generate"
+    verb, model = "chat" if made.chats else "generate", shlex.quote(made.name)
     text = f"""---
 {data.to_yaml()}
 ---
@@ -100,13 +101,13 @@ def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -
 With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
 
 ```
-olmo3 {verb} {"" if made.chats else '"Once upon a time" '}--model {made.name}
+olmo3 {verb} {"" if made.chats else '"Once upon a time" '}--model {model}
 ```
 
 With [mlx-lm](https://pypi.org/project/mlx-lm/):
 
 ```
-mlx_lm.{verb} --model {made.name}{"" if made.chats else ' --prompt "Once upon a time"'}
+mlx_lm.{verb} --model {model}{"" if made.chats else ' --prompt "Once upon a time"'}
 ```
 
 Made by {made.program}.

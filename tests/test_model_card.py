@@ -1,6 +1,7 @@
 """The card that a result gets for the hub, and putting it there, at the border of the hub's client."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ def test_a_folder_is_what_a_result_was_made_from_where_no_hub_id_is_known(even: 
     to_mlx(tmp_path / "dest", tmp_path / "back", bits=None, dtype="float16")
     text = (tmp_path / "back" / "README.md").read_text()
     assert "\nAn Olmo 3 model, dequantized for MLX to float16 from the quantized checkpoint `dest` (" in text
+
+
+def test_the_commands_on_the_card_hold_names_with_spaces_and_quotes(even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "sp ace'q")
+    text = (tmp_path / "sp ace'q" / "README.md").read_text()
+    commands = [shlex.split(line) for line in text.splitlines() if " --model " in line]
+    assert [words[words.index("--model") + 1] for words in commands] == ["sp ace'q"] * 2
 
 
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
