@@ -56,7 +56,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("--revision-a", metavar="R", help="branch, tag or commit of A, if that is a hub id")
     parser.add_argument("--revision-b", metavar="R", help="the same of B")
-    parser.add_argument("--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR")
+    parser.add_argument(
+        "--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR, made if need be"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
@@ -69,11 +71,13 @@ def run(args: argparse.Namespace) -> int:
     from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
     from convert.source import Source  # noqa: PLC0415
 
-    if args.card is not None and not Path(args.card).is_dir():
-        raise OptionError(f"--card {args.card}: expected a folder that is there")
+    if args.card is not None:
+        _check_card(Path(args.card))
     original, result = Source.open(args.a, args.revision_a), Source.open(args.b, args.revision_b)
     check_comparable(original, result)
     measured = _measured(args, original, result)
+    if args.card is not None:
+        _make(Path(args.card))
     bar: tqdm[NoReturn]
     with tqdm(
         total=0, unit="w", unit_scale=True, desc="comparing", file=sys.stderr, leave=False, disable=None
@@ -88,6 +92,27 @@ def run(args: argparse.Namespace) -> int:
         else _report(quality, measured)
     )
     return 0
+
+
+def _check_card(folder: Path) -> None:
+    """Raise OptionError for what is no folder, or holds a card, which may be of other checkpoints."""
+    from convert.card.page import CARD, FIGURES  # noqa: PLC0415
+
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--card {folder}: expected a folder")
+    there = [name for name in (CARD, FIGURES) if (folder / name).exists()]
+    if there:
+        raise OptionError(
+            f"--card {folder}: holds a card already ({', '.join(there)}): name another folder, or remove it"
+        )
+
+
+def _make(folder: Path) -> None:
+    """The folder of a card, before the long work. Raises OptionError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--card {folder}: the folder cannot be made ({error.strerror})") from None
 
 
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
