@@ -11,11 +11,10 @@ from convert.calibration.sensitivity import choose
 from convert.card.calibrated import CalibratedOn
 from convert.conversion import Conversion
 from convert.evaluation import CALIBRATION_NAME, CALIBRATION_TEXT, Evaluation, read_text, sha256, text_tokens
-from convert.quantize import pieces
+from convert.finite import check_all_finite
 from convert.recipe import Plan, Recipe
 from convert.source import Source
 from convert.writer.journal import identity
-from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.hub import resolve
 from olmo3_mlx.model import Olmo3, check_token_ids
@@ -65,7 +64,7 @@ def planned(
     if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
         raise OptionError("calibration is for affine quantization: leave out the mode, or calibrate")
     tokens, on = _calibration_text(source, words, wishes.calibrate)
-    _check_finite(source, dtype)
+    check_all_finite(source, dtype)
     conversion = partial(Conversion, source, dtype=dtype, tokens=tokens, on=on)
     if wishes.fixed:
         return conversion(plan)
@@ -98,13 +97,6 @@ def _begun(folder: Path, work: Conversion) -> Plan | None:
 def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
     """What was chosen: all layers but those whose inputs no group size divides."""
     return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
-
-
-def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:
-    """Raise CheckpointError for weights that are not finite, in the dtype that they will have."""
-    for name, tensor in source.tensors.items():
-        for rows in pieces(tensor):
-            check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)
 
 
 def _calibration_text(

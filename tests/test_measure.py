@@ -235,8 +235,22 @@ def test_weights_that_are_not_finite_are_refused(
 ) -> None:
     model = random_model(TINY)
     model.load_weights([(name, mx.full(model.tensors()[name].shape, math.nan))], strict=False)
-    with pytest.raises(CheckpointError, match="finite"):
-        measure(pair[0], save(tmp_path / "nan", model), TOKENS)
+    bad = save(tmp_path / "nan", model)
+    for two in ((pair[0], bad), (bad, pair[0])):
+        with pytest.raises(CheckpointError, match=rf"^\S*/nan: NaN or infinite values in {name}: "):
+            measure(*two, TOKENS)
+
+
+def test_states_that_overflow_with_finite_weights_are_refused(
+    pair: tuple[Source, Source], tmp_path: Path
+) -> None:
+    model = random_model(TINY)
+    name = "model.layers.1.mlp.up_proj.weight"
+    model.load_weights([(name, mx.full(model.tensors()[name].shape, 3e38))], strict=False)
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1 gives what is not finite, although all weights are"
+    ):
+        measure(pair[0], save(tmp_path / "large", model), TOKENS)
 
 
 def test_the_error_of_a_mean_knows_that_neighbours_resemble_each_other() -> None:
