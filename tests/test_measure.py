@@ -198,7 +198,11 @@ def test_progress_reaches_the_total_once_and_never_goes_back(pair: tuple[Source,
     ("change", "named"),
     [
         ({"vocab_size": 256}, r"vocab_size \(128 and 256\)"),
-        ({"num_hidden_layers": 3}, r"num_hidden_layers \(4 and 3\), layer_types"),
+        ({"num_hidden_layers": 8}, r"differ in num_hidden_layers \(4 and 8\)$"),
+        (
+            {"layer_types": ["sliding_attention", *["full_attention"] * 3]},
+            r"differ in layer_types \(of layers\.1: sliding_attention and full_attention\)$",
+        ),
         ({"num_key_value_heads": 4}, r"num_key_value_heads \(2 and 4\)"),
     ],
 )

@@ -24,7 +24,7 @@ from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptE
 
 _SAME = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "layer_types",
+    "num_key_value_heads", "head_dim",
 )  # fmt: skip
 
 
@@ -75,11 +75,12 @@ def check_comparable(original: Source, result: Source) -> None:
     """Raise ConvertError, naming what differs, unless both are of one architecture and vocabulary. How
     they rotate and how far sliding layers see may differ: stages of training do.
     """
-    differ = [
-        f"{name} ({getattr(original.config, name)} and {getattr(result.config, name)})"
-        for name in _SAME
-        if getattr(original.config, name) != getattr(result.config, name)
-    ]
+    each = {name: (getattr(original.config, name), getattr(result.config, name)) for name in _SAME}
+    differ = [f"{name} ({a} and {b})" for name, (a, b) in each.items() if a != b]
+    layers = list(zip(original.config.layer_types, result.config.layer_types, strict=False))
+    first = next((i for i, (a, b) in enumerate(layers) if a != b), None)
+    if first is not None:  # one of them, as there may be 64
+        differ.append(f"layer_types (of layers.{first}: {' and '.join(layers[first])})")
     if differ:
         raise ConvertError(
             f"{original.folder} and {result.folder} cannot be compared: they differ in {', '.join(differ)}"
