@@ -103,6 +103,28 @@ def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measur
     assert json.loads(json.dumps(figures(quality(), measured))) == found
 
 
+@pytest.mark.parametrize(
+    ("device", "variable", "said"),
+    [
+        (mx.cpu, None, "on the CPU"),
+        (mx.gpu, None, "on the GPU (matrix products perhaps in TF32)"),
+        (mx.gpu, "1", "on the GPU (matrix products perhaps in TF32)"),
+        (mx.gpu, "0", "on the GPU"),
+    ],
+)
+def test_a_card_says_on_what_device_and_how_exactly_it_was_measured(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch, device: Any, variable: str | None, said: str
+) -> None:
+    monkeypatch.setattr("convert.card.page.mx.default_device", lambda: mx.Device(device))
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", variable)
+    assert f"in float32 {said}, and" in page(quality(), measured)
+    versions = figures(quality(), measured)["versions"]
+    assert versions["device"] == said[7:10].lower()
+    assert versions["tf32"] == ("possible" if "TF32" in said else "off")
+
+
 def test_the_same_figures_give_the_same_bytes_over_an_older_card(tmp_path: Path, measured: Measured) -> None:
     first = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
     (tmp_path / CARD).write_text("older")

@@ -1,6 +1,7 @@
 """The quality card: QUALITY.md for people, quality.json for programs, and two pictures."""
 
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -114,10 +115,14 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What measured it."""
+    device = str(mx.default_device().type).rpartition(".")[2]
+    # GPUs that have TF32 multiply float32 in it, unless MLX is told otherwise.
+    tf32 = device == "gpu" and os.environ.get("MLX_ENABLE_TF32", "1") != "0"
     return {
         "olmo3-mlx": __version__,
         "mlx": metadata.version("mlx"),
-        "device": str(mx.default_device().type).rpartition(".")[2],
+        "device": device,
+        "tf32": "possible" if tf32 else "off",
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -191,11 +196,13 @@ def _table(quality: Quality) -> str:
 def _method(quality: Quality, measured: Measured) -> str:
     count, length = measured.tokens.shape
     made, on = versions(), measured.calibration
+    tf32 = " (matrix products perhaps in TF32)" if made["tf32"] == "possible" else ""
     calibrated = "" if on is None else f"The result was calibrated on {on.in_words}.\n\n"
     return (
         f"Both models read {count} sequences of {length:,} tokens from {measured.text} "
-        f"(SHA-256 `{measured.text_sha256[:16]}…`), in float32, and their predictions of every token but "
-        f"each sequence's first were compared: {quality.tokens:,} in all. KL is "
+        f"(SHA-256 `{measured.text_sha256[:16]}…`), in float32 on the {made['device'].upper()}{tf32}, "
+        f"and their predictions of every token but each sequence's first were compared: "
+        f"{quality.tokens:,} in all. KL is "
         f"KL(original ‖ result) of the two distributions over the whole vocabulary; 0 is the same, and "
         f"± is one standard error. Perplexity alone can mislead, as a changed model can be better at some "
         f"tokens and worse at others; KL cannot. {limits()}\n\n"
