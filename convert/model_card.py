@@ -2,8 +2,7 @@
 
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,8 @@ from convert.card.quality import Quality
 from convert.card.verdict import verdict
 from convert.recipe import Plan
 from convert.size import Size
+
+_RUNS = 4  # of layers that follow each other, named for one kind of them in a row of the table
 
 T = TypeVar("T")
 
@@ -144,12 +145,15 @@ def _how(made: Made) -> str:
     if not made.plan.layers:
         return ""
     how_made = f"Calibrated on {made.on.in_words}, block by block." if made.on else "Rounded to nearest."
+    blocks = len({_split(path)[0] for path in (*made.plan.layers, *made.plain)} - {None})
     lines = [how_made, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
     for how, paths in _alike(made.plan.layers):
-        lines.append(f"| {_layers(paths)} | {how.bits} | {how.group_size} | {how.mode} |")
+        lines.append(f"| {_layers(paths, blocks)} | {how.bits} | {how.group_size} | {how.mode} |")
     for dtype, paths in _alike(made.plain):
-        lines.append(f"| {_layers(paths)} | {8 * dtype.size} | – | not quantized |")
-    return "\n".join([*lines, "", f"Norms are {made.dtype}.{_left_out(made.plan)}", ""])
+        lines.append(f"| {_layers(paths, blocks)} | {8 * dtype.size} | – | not quantized |")
+    more = " config.json has it layer by layer." if len(set(made.plan.layers.values())) > 1 else ""
+    end = f"Norms are {made.dtype}.{_left_out(made.plan, blocks)}{more}"
+    return "\n".join([*lines, "", end, ""])
 
 
 def _alike(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
@@ -160,16 +164,43 @@ def _alike(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
     return sorted(alike.items(), key=lambda item: -len(item[1]))
 
 
-def _layers(paths: Iterable[str]) -> str:
-    """Layers grouped by their kind: `mlp.down_proj` (32), ..."""
-    kinds = Counter(re.sub(r"^model\.(layers\.\d+\.)?", "", path) for path in paths)
-    return ", ".join(f"`{kind}`" + (f" ({count})" if count > 1 else "") for kind, count in kinds.items())
+def _layers(paths: Iterable[str], blocks: int) -> str:
+    """Layers of a model with so many blocks, by kind: `mlp.down_proj` of layers 0, 3–5, `lm_head`, ..."""
+    kinds: dict[str, list[int]] = {}
+    for path in paths:
+        block, kind = _split(path)
+        kinds.setdefault(kind, []).extend([] if block is None else [block])
+    return ", ".join(f"`{kind}`{_which(sorted(found), blocks)}" for kind, found in kinds.items())
 
 
-def _left_out(plan: Plan) -> str:
+def _split(path: str) -> tuple[int | None, str]:
+    """model.layers.3.mlp.up_proj -> 3, mlp.up_proj; lm_head -> None, lm_head."""
+    inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", path)
+    return (int(inside[1]), inside[2]) if inside else (None, path.removeprefix("model."))
+
+
+def _which(found: Sequence[int], blocks: int) -> str:
+    """Of which blocks, in few words."""
+    if not found:
+        return ""
+    if len(found) == blocks:
+        return f" of all {blocks} layers"
+    runs: list[list[int]] = []
+    for block in found:
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    if len(runs) > _RUNS:
+        return f" of {len(found)} layers"
+    said = (f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f" of layer{'s' if len(found) > 1 else ''} {', '.join(said)}"
+
+
+def _left_out(plan: Plan, blocks: int) -> str:
     if not plan.left_out:
         return ""
-    return f" Not quantized as the group size does not divide their inputs: {_layers(plan.left_out)}."
+    return f" Not quantized as the group size does not divide their inputs: {_layers(plan.left_out, blocks)}."
 
 
 def _front_matter(path: Path) -> Mapping[str, Any]:

@@ -121,7 +121,7 @@ def test_layers_that_no_group_size_divides_are_reported_by_a_run_that_goes_on_to
         to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
     assert to_mlx(source, tmp_path / "dest", calibrate=text, resume=True).left_out == downs
     assert to_mlx(source, tmp_path / "again", calibrate=text).left_out == downs
-    assert "| `mlp.down_proj` (2) | 32 | – | not" in (tmp_path / "dest" / "README.md").read_text()
+    assert "| `mlp.down_proj` of all 2 layers | 32 | – | not" in (tmp_path / "dest" / "README.md").read_text()
 
 
 def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(

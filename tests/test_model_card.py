@@ -98,9 +98,9 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     (even / "chat_template.jinja").write_text(CHAT)
     report = to_mlx(even, tmp_path / "mixed", recipe=recipe)
     text = (tmp_path / "mixed" / "README.md").read_text()
-    assert "| `mlp.down_proj` (4) | 6 | 64 | affine |" in text
+    assert "| `mlp.down_proj` of all 4 layers | 6 | 64 | affine |" in text
     assert "| `lm_head` | 8 | 32 | affine |" in text
-    assert "`self_attn.q_proj` (4)" in text
+    assert "`self_attn.q_proj` of all 4 layers" in text
     assert f" MB, {report.bits_per_weight:.3f} bits per weight" in text
     assert "0.00 GB" not in text
     assert "olmo3 chat --model mixed\n" in text
@@ -157,6 +157,27 @@ def test_the_commands_on_the_card_hold_names_with_spaces_and_quotes(even: Path, 
     text = (tmp_path / "sp ace'q" / "README.md").read_text()
     commands = [shlex.split(line) for line in text.splitlines() if " --model " in line]
     assert [words[words.index("--model") + 1] for words in commands] == ["sp ace'q"] * 2
+
+
+def test_the_card_says_which_layers_and_stays_short_for_many(tmp_path: Path) -> None:
+    config = {**TINY, "intermediate_size": 64, "vocab_size": 8192, "num_hidden_layers": 12}
+    tensors = random_model(config).tensors()
+    source = save_checkpoint(tmp_path / "source", config, tensors)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'bits = 4\n[layers]\n"model.layers.[0235].*.up_proj" = 6\n"model.layers.7.*.up_proj" = "none"\n'
+        '"model.layers.[02468].*.q_proj" = 6\n"model.layers.3.*.v_proj" = 6\n'
+    )
+    to_mlx(source, tmp_path / "dest", recipe=recipe)
+    lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
+    rows = {line.split(" | ")[1]: line.split(" | ")[0] for line in lines if line.startswith("| `")}
+    assert rows["6"] == (
+        "| `self_attn.q_proj` of 5 layers, `mlp.up_proj` of layers 0, 2–3, 5, `self_attn.v_proj` of layer 3"
+    )
+    assert rows["32"] == "| `mlp.up_proj` of layer 7"
+    assert "Norms are float32. config.json has it layer by layer." in lines
+    assert "`self_attn.q_proj` of 7 layers" in rows["4"]
+    assert "`mlp.down_proj` of all 12 layers" in rows["4"]
 
 
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
