@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 from convert.card.page import called
 from convert.card.quality import Quality
@@ -59,7 +60,7 @@ def convert(
     source: str | Path,
     dest: str | Path,
     *,
-    bits: int | None = 4,
+    bits: int | EllipsisType | None = ...,
     group_size: int | None = None,
     mode: str = "affine",
     recipe: str | Path | None = None,
@@ -77,10 +78,10 @@ def convert(
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
 
-    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits`, with one
-    scale for `group_size` weights (64, or what the mode has) in MLX's `mode`, or else as `recipe` says,
-    one of RECIPES or a TOML file (see convert.recipe). With `bits` None and no recipe nothing is
-    quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
+    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits` (left out: 4, or 8
+    in mxfp8), with one scale for `group_size` weights (64, or what the mode has) in MLX's `mode`, or else as
+    `recipe` says, one of RECIPES or a TOML file (see convert.recipe). With `bits` None and no recipe nothing
+    is quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
 
     With `calibrate` (True, or a text file) weights are not rounded to nearest, but so that blocks do to a
     text what the original's do; and unless there is a recipe, layers that matter more get more bits at
@@ -112,7 +113,7 @@ def convert(
         work = planned(origin, how, cast, words, wishes=wishes, folder=folder)
         measured_on, no_card = evaluation(work, words, text, card)
         work.write(folder, words, progress)
-        quality, made = None, _quantized(work, bits, recipe, target_bpw)
+        quality, made = None, _quantized(work, how, recipe, target_bpw)
         if measured_on is not None:
             again = _again(source, dest, measured_on, tokenizer, revision)
             quality, no_card = work.measure(folder, measured_on, again, made)
@@ -149,23 +150,27 @@ def _report(
 
 
 def _quantized(
-    work: Conversion, bits: int | None, recipe: str | Path | None, target_bpw: float | None
+    work: Conversion, how: Recipe, recipe: str | Path | None, target_bpw: float | None
 ) -> Quantized:
     by = "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
     return Quantized(
         work.plan.layers,
         by,
-        bits if by == "bits" else None,
+        how.default.bits if by == "bits" and how.default else None,
         calibrated=work.tokens is not None,
         on=work.on,
         left_out={path: work.source.tensors[f"{path}.weight"].shape[1] for path in work.plan.left_out},
     )
 
 
-def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:
+def _recipe(
+    bits: int | EllipsisType | None, group_size: int | None, mode: str, recipe: str | Path | None
+) -> Recipe:
     if recipe is not None:
         return recipe_named(recipe)
-    return Recipe(None if bits is None else uniform(bits, group_size, mode))
+    if bits is None:
+        return Recipe(None)
+    return Recipe(uniform(None if isinstance(bits, EllipsisType) else bits, group_size, mode))
 
 
 def _again(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
+from types import EllipsisType, NoneType
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ _SWITCH = ((bool,), "True or False")
 _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "source": ((str, Path), "a folder or a hub id"),
     "dest": ((str, Path), "a folder"),
-    "bits": ((int, NoneType), "a whole number or None"),
+    "bits": ((int, NoneType, EllipsisType), "a whole number or None"),
     "group_size": ((int, NoneType), "a whole number or None"),
     "mode": ((str,), "a name"),
     "recipe": ((str, Path, NoneType), "a name, a file or None"),
@@ -47,15 +47,17 @@ def _check_types(options: Mapping[str, Any]) -> None:
 
 
 def _check_together(options: Mapping[str, Any]) -> None:
+    given = isinstance(options["bits"], int)
     recipe, group_size, target = options["recipe"], options["group_size"], options["target_bpw"]
     only_cast = options["bits"] is None and recipe is None
     if only_cast and (group_size is not None or options["mode"] != "affine"):
         name = "mode (--mode)" if group_size is None else "group_size (--group-size)"
         raise OptionError(f"{name} is for quantizing: give bits (--bits) too, or leave it out to only cast")
-    if recipe is not None and (group_size is not None or options["mode"] != "affine"):
+    if recipe is not None and (given or group_size is not None or options["mode"] != "affine"):
         raise OptionError("a recipe says bits, group size and mode: give either it or those")
-    if target is not None and group_size is not None:
-        raise OptionError("target_bpw (--target-bpw) chooses group sizes itself: leave out group_size")
+    if target is not None and (given or group_size is not None):
+        name = "bits" if given else "group_size"
+        raise OptionError(f"target_bpw (--target-bpw) chooses bits and group sizes itself: leave out {name}")
     if options["text"] is not None and options["card"] is False:
         raise OptionError(
             "text (--text) is what the card measures on: give card=True (no --no-card), or leave out the text"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -34,7 +35,7 @@ class Wishes(NamedTuple):
     target_bpw: float | None
     fixed: bool
 
-    def check(self, bits: int | None, keep: bool, card: bool | None) -> None:
+    def check(self, bits: int | EllipsisType | None, keep: bool, card: bool | None) -> None:
         """Raise OptionError for wishes that cannot be, or not together."""
         target = self.target_bpw
         if target is not None and (self.fixed or bits is None or not 1 < target < 16):

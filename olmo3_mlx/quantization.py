@@ -40,9 +40,9 @@ class Quantization:
             mode=mode,
         )
         if found.bits not in bits:
-            raise fields.refuse("bits", f"one of {bits} in mode {mode}")
+            raise fields.refuse("bits", f"{one_of(bits)} in mode {mode}")
         if found.group_size not in groups:
-            raise fields.refuse("group_size", f"one of {groups} in mode {mode}")
+            raise fields.refuse("group_size", f"{one_of(groups)} in mode {mode}")
         return found
 
 
@@ -81,6 +81,11 @@ class QuantizationConfig:
             elif value is False:
                 overrides[path] = None
         return cls(default, overrides)
+
+
+def one_of(allowed: tuple[int, ...]) -> str:
+    """What must be, in words: "4", or "one of 2, 3, 4"."""
+    return ("one of " if len(allowed) > 1 else "") + ", ".join(map(str, allowed))
 
 
 def in_words(layers: Iterable[Quantization]) -> str:

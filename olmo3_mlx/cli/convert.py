@@ -28,7 +28,6 @@ A recipe is a file like this one; the last pattern that matches a layer counts:
 DEST appears when it is complete and was read back. A run that was stopped leaves a hidden folder
 .DEST.unfinished beside it: go on with --resume, or remove it.
 """
-USUAL_BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -76,10 +75,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(2, 3, 4, 5, 6, 8),
-        help="bits per weight (default: 4, unless --dtype alone is given)",
+        help="bits per weight (default: 4, in mode mxfp8 8, unless --dtype alone is given)",
     )
     how.add_argument(
-        "--group-size", type=int, choices=(16, 32, 64, 128), help="weights that share a scale (default: 64)"
+        "--group-size",
+        type=int,
+        choices=(16, 32, 64, 128),
+        help="weights that share a scale (default: 64, in modes mxfp4 and mxfp8 32, in nvfp4 16)",
     )
     how.add_argument(
         "--mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="MLX's quantization (default: affine)"
@@ -126,7 +128,6 @@ def run(args: argparse.Namespace) -> int:
             "--group-size, --recipe and --mode"
         )
     only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
-    mode = args.mode or "affine"
 
     bar: tqdm[NoReturn]
     with tqdm(
@@ -135,9 +136,9 @@ def run(args: argparse.Namespace) -> int:
         report = convert(
             args.source,
             args.dest,
-            bits=args.bits or (None if only_cast else USUAL_BITS[mode]),
+            bits=args.bits or (None if only_cast else ...),
             group_size=args.group_size,
-            mode=mode,
+            mode=args.mode or "affine",
             recipe=args.recipe,
             dtype=args.dtype,
             calibrate=args.calibrate or False,
