@@ -151,7 +151,7 @@ def _how(made: Made) -> str:
         lines.append(f"| {_layers(paths, blocks)} | {how.bits} | {how.group_size} | {how.mode} |")
     for dtype, paths in _alike(made.plain):
         lines.append(f"| {_layers(paths, blocks)} | {8 * dtype.size} | – | not quantized |")
-    more = " config.json has it layer by layer." if len(set(made.plan.layers.values())) > 1 else ""
+    more = " Each layer's bits are in config.json." if len(set(made.plan.layers.values())) > 1 else ""
     end = f"Norms are {made.dtype}.{_left_out(made.plan, blocks)}{more}"
     return "\n".join([*lines, "", end, ""])
 
@@ -165,12 +165,13 @@ def _alike(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
 
 
 def _layers(paths: Iterable[str], blocks: int) -> str:
-    """Layers of a model with so many blocks, by kind: `mlp.down_proj` of layers 0, 3–5, `lm_head`, ..."""
+    """Layers of a model with so many blocks: `mlp.up_proj`, `mlp.down_proj` of layers 0, 3–5; `lm_head`"""
     kinds: dict[str, list[int]] = {}
     for path in paths:
         block, kind = _split(path)
         kinds.setdefault(kind, []).extend([] if block is None else [block])
-    return ", ".join(f"`{kind}`{_which(sorted(found), blocks)}" for kind, found in kinds.items())
+    alike = _alike({kind: tuple(sorted(found)) for kind, found in kinds.items()})
+    return "; ".join(f"`{'`, `'.join(names)}`{_which(found, blocks)}" for found, names in alike)
 
 
 def _split(path: str) -> tuple[int | None, str]:

@@ -100,7 +100,7 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     text = (tmp_path / "mixed" / "README.md").read_text()
     assert "| `mlp.down_proj` of all 4 layers | 6 | 64 | affine |" in text
     assert "| `lm_head` | 8 | 32 | affine |" in text
-    assert "`self_attn.q_proj` of all 4 layers" in text
+    assert "`mlp.gate_proj`, `mlp.up_proj` of all 4 layers" in text
     assert f" MB, {report.bits_per_weight:.3f} bits per weight" in text
     assert "0.00 GB" not in text
     assert "olmo3 chat --model mixed\n" in text
@@ -115,10 +115,10 @@ def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path
     lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
     (plain,) = (line for line in lines if "not quantized |" in line)
     assert "`lm_head`" in plain
-    assert "`self_attn.q_proj`" in plain
+    assert "`embed_tokens`" in plain
     assert plain.endswith(" | 16 | – | not quantized |")
     (norms,) = (line for line in lines if line.startswith("Norms are bfloat16."))
-    assert "does not divide their inputs: `embed_tokens`, `mlp.gate_proj`" in norms
+    assert "does not divide their inputs: `mlp.gate_proj`, `mlp.up_proj`, " in norms
     assert "lm_head" not in norms
 
 
@@ -172,12 +172,12 @@ def test_the_card_says_which_layers_and_stays_short_for_many(tmp_path: Path) -> 
     lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
     rows = {line.split(" | ")[1]: line.split(" | ")[0] for line in lines if line.startswith("| `")}
     assert rows["6"] == (
-        "| `self_attn.q_proj` of 5 layers, `mlp.up_proj` of layers 0, 2–3, 5, `self_attn.v_proj` of layer 3"
+        "| `self_attn.q_proj` of 5 layers; `mlp.up_proj` of layers 0, 2–3, 5; `self_attn.v_proj` of layer 3"
     )
     assert rows["32"] == "| `mlp.up_proj` of layer 7"
-    assert "Norms are float32. config.json has it layer by layer." in lines
+    assert "Norms are float32. Each layer's bits are in config.json." in lines
     assert "`self_attn.q_proj` of 7 layers" in rows["4"]
-    assert "`mlp.down_proj` of all 12 layers" in rows["4"]
+    assert "`mlp.gate_proj`, `mlp.down_proj` of all 12 layers; " in rows["4"]
 
 
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:
