@@ -25,6 +25,7 @@ from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
 from olmo3_mlx.checkpoint import dtype_named
+from olmo3_mlx.machine import little_kept
 
 __all__ = ["Report", "convert"]
 
@@ -106,7 +107,7 @@ def convert(
     wishes.check(bits, keep)
     check_upload(upload_to)
     dest = destination(dest)
-    with new_folder(dest, resume=resume) as folder:
+    with new_folder(dest, resume=resume) as folder, little_kept():
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else words_of(tokenizer)
         work = planned(origin, how, cast, words, wishes=wishes, folder=folder, stage=stage)

@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             "--target-bpw chooses bits and group sizes itself, in mode affine: leave out --bits, "
             "--group-size, --recipe and --mode"
         )
-    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
+    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate is not None or args.target_bpw)
     mode = args.mode or "affine"
 
     with progress_bar("beginning") as bar:
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
             mode=mode,
             recipe=args.recipe,
             dtype=args.dtype,
-            calibrate=args.calibrate or False,
+            calibrate=False if args.calibrate is None else args.calibrate,
             target_bpw=args.target_bpw,
             revision=args.revision,
             tokenizer=args.tokenizer,
