@@ -16,7 +16,7 @@ from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
 from convert.evaluation import Evaluation
 from convert.options import check_options
-from convert.pipeline import Progress
+from convert.pipeline import Progress, Stage
 from convert.planning import Wishes, evaluation, planned, words_of
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
@@ -25,6 +25,7 @@ from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
 from olmo3_mlx.checkpoint import dtype_named
+from olmo3_mlx.machine import little_kept
 
 __all__ = ["Report", "convert"]
 
@@ -75,6 +76,7 @@ def convert(
     text: str | Path | None = None,
     upload_to: str | None = None,
     progress: Progress | None = None,
+    stage: Stage | None = None,
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
 
@@ -88,12 +90,13 @@ def convert(
     the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`.
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
-    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes. Without
-    `calibrate` memory stays at some rows of the largest tensor. Of a model on the hub a file is fetched
-    when it is needed; with `keep` False it goes when it was converted: the disk holds one of them at most.
-    `tokenizer` is a checkpoint to take tokenizer and chat template from: OLMo-core's own have none.
-    With `card` the result is measured against the source on a `text` file, or on one that comes with this,
-    and gets QUALITY.md; None means if it can be. `upload_to` names a repository on the hub to put it in.
+    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes written,
+    `stage(what)` says in words what begins. Without `calibrate` memory stays at some rows of the largest
+    tensor. Of a model on the hub a file is fetched when it is needed; with `keep` False it goes when it was
+    converted: the disk holds one of them at most. `tokenizer` is a checkpoint to take tokenizer and chat
+    template from: OLMo-core's own have none. With `card` the result is measured against the source on a
+    `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be. `upload_to`
+    names a repository on the hub to put it in.
 
     Raises OptionError for options of other types, or that do not exist or go together; ConfigError,
     CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
@@ -101,26 +104,26 @@ def convert(
     """
     check_options(locals())
     begin = time.perf_counter()
+    progress, stage = progress or (lambda done, total: None), stage or (lambda what: None)
     how, cast = _recipe(bits, group_size, mode, recipe), None if dtype is None else dtype_named(dtype)
     wishes = Wishes(calibrate, target_bpw, recipe is not None)
-    wishes.check(bits, keep, card)
-    if upload_to is not None:
-        check_upload(upload_to)
+    wishes.check(bits, keep)
+    check_upload(upload_to)
     dest = destination(dest)
-    with new_folder(dest, resume=resume) as folder:
+    with new_folder(dest, resume=resume) as folder, little_kept():
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else words_of(tokenizer)
-        work = planned(origin, how, cast, words, wishes=wishes, folder=folder)
-        measured_on, no_card = evaluation(work, words, text, card)
-        work.write(folder, words, progress)
+        work = planned(origin, how, cast, words, wishes=wishes, folder=folder, stage=stage)
+        measured_on, no_card = evaluation(work, words, text, card, keep=keep)
+        work.write(folder, words, progress, stage)
         quality, made = None, _quantized(work, how, recipe, target_bpw)
         if measured_on is not None:
             again = _again(source, dest, measured_on, tokenizer, revision)
-            quality, no_card = work.measure(folder, measured_on, again, made)
+            quality, no_card = work.measure(folder, measured_on, again, made, stage=stage)
         work.describe(folder, upload_to or dest.name, quality)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
-        upload(dest, upload_to)
+        upload(dest, upload_to, stage)
     seconds = time.perf_counter() - begin
     return _report(work, made, measured_on, dest, seconds=seconds, quality=quality, no_card=no_card)
 

@@ -17,7 +17,7 @@ from convert.card.quality import Quality
 from convert.card.verdict import Quantized
 from convert.evaluation import Evaluation
 from convert.model_card import Made, origin, source_name, write_model_card
-from convert.pipeline import Progress, ahead
+from convert.pipeline import Progress, Stage, ahead
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan
 from convert.size import Size
@@ -66,8 +66,10 @@ class Conversion:
         """Of the whole result, scales and unquantized tensors included."""
         return self.size.bits_per_weight
 
-    def write(self, folder: Path, words: Path, progress: Progress | None) -> None:
-        """Fill the folder; tokenizer and template are those of the checkpoint in `words`."""
+    def write(self, folder: Path, words: Path, progress: Progress, stage: Stage) -> None:
+        """Fill the folder; tokenizer and template are those of the checkpoint in `words`. `progress` is told
+        how many bytes are written, `stage` what comes next.
+        """
         journal = Journal(folder, {**self.identity(), "words": small_files(words)})
         journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
@@ -76,22 +78,28 @@ class Conversion:
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
         copy_files(words, folder)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
-        for name, piece in self._pieces(folder, set(journal.done)):
+        stage("converting")
+        for name, piece in self._pieces(folder, set(journal.done), stage):
             output.write(name, piece)
             done += sum(array.nbytes for array in piece.values())
-            if progress is not None:
-                progress(done, self.layout.nbytes)
+            progress(done, self.layout.nbytes)
         self.source.check_unchanged()
+        stage("reading back")
         output.finish()
 
     def measure(
-        self, folder: Path, evaluation: Evaluation, command: list[str], made: Quantized
+        self, folder: Path, evaluation: Evaluation, command: list[str], made: Quantized, *, stage: Stage
     ) -> tuple[Quality | None, str]:
         """Measure what was written against the source, and write the card: `made` so, `command` does so
         again. Where that fails the result is whole all the same: then there is no card, and why.
         """
         try:
-            quality = measure(self.source, Source.open(folder), evaluation.tokens)
+            quality = measure(
+                self.source,
+                Source.open(folder),
+                evaluation.tokens,
+                lambda done, total: stage(f"measuring, {done / total:.0%}"),
+            )
             measured = evaluation.measured(
                 command[2], command[3], shlex.join(command), made, in_words(self.source.quantized.values())
             )
@@ -120,15 +128,18 @@ class Conversion:
         )
         write_model_card(folder, made, quality)
 
-    def _pieces(self, folder: Path, done: set[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
+    def _pieces(
+        self, folder: Path, done: set[str], stage: Stage
+    ) -> Iterator[tuple[str, dict[str, mx.array]]]:
         """What each weight becomes, some rows at a time, less those that are `done`."""
         todo = [name for name in self.names if name not in done]
         if self.tokens is not None:
             todo = [name for name in todo if self.plan.of(name) is None]
         yield from ahead(self._converted(ahead(self._read(todo))))
         if self.tokens is not None:
+            there = Source.open(folder)
             yield from calibrated(
-                self.source, self.plan, self.tokens, self.dtype, done=done, there=Source.open(folder)
+                self.source, self.plan, self.tokens, self.dtype, done=done, there=there, stage=stage
             )
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:

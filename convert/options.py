@@ -1,6 +1,6 @@
 """What may be asked of a conversion, checked before any work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import EllipsisType, NoneType
 from typing import Any
@@ -27,6 +27,8 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "card": ((bool, NoneType), "True, False or None"),
     "text": ((str, Path, NoneType), "a text file or None"),
     "upload_to": ((str, NoneType), "a repository's name or None"),
+    "progress": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
+    "stage": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
 }
 
 
@@ -58,6 +60,10 @@ def _check_together(options: Mapping[str, Any]) -> None:
     if target is not None and (given or group_size is not None):
         name = "bits" if given else "group_size"
         raise OptionError(f"target_bpw (--target-bpw) chooses bits and group sizes itself: leave out {name}")
+    if (options["card"] or options["text"] is not None) and not options["keep"]:
+        raise OptionError(
+            "a card needs the original again: give either card (--card, --text) or keep=False (--no-keep)"
+        )
     if options["text"] is not None and options["card"] is False:
         raise OptionError(
             "text (--text) is what the card measures on: give card=True (no --no-card), or leave out the text"

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, in all: bytes or weights
+Stage = Callable[[str], None]  # what begins now, in words
 
 _END = object()
 

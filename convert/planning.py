@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from convert.calibration.sensitivity import choose
+from convert.calibration.sensitivity import choose, extremes
 from convert.card.calibrated import CalibratedOn
 from convert.conversion import Conversion
 from convert.evaluation import CALIBRATION_NAME, CALIBRATION_TEXT, Evaluation, read_text, sha256, text_tokens
 from convert.finite import check_all_finite
+from convert.pipeline import Stage
 from convert.recipe import Plan, Recipe
 from convert.source import Source
 from convert.writer.journal import identity
@@ -35,7 +36,7 @@ class Wishes(NamedTuple):
     target_bpw: float | None
     fixed: bool
 
-    def check(self, bits: int | EllipsisType | None, keep: bool, card: bool | None) -> None:
+    def check(self, bits: int | EllipsisType | None, keep: bool) -> None:
         """Raise OptionError for wishes that cannot be, or not together."""
         target = self.target_bpw
         if target is not None and (self.fixed or bits is None or not 1 < target < 16):
@@ -44,14 +45,21 @@ class Wishes(NamedTuple):
             raise OptionError(
                 "calibration reads the original more than once: leave out keep=False (--no-keep)"
             )
-        if card and not keep:
-            raise OptionError("a card needs the original again: give either card or keep=False (--no-keep)")
 
 
 def planned(
-    source: Source, recipe: Recipe, dtype: mx.Dtype | None, words: Path, *, wishes: Wishes, folder: Path
+    source: Source,
+    recipe: Recipe,
+    dtype: mx.Dtype | None,
+    words: Path,
+    *,
+    wishes: Wishes,
+    folder: Path,
+    stage: Stage,
 ) -> Conversion:
-    """What is to be done, found out before the long work, or what was begun in `folder` if it is that."""
+    """What is to be done, found out before the long work, or what was begun in `folder` if it is that.
+    `stage` is told what takes time.
+    """
     plan = recipe.plan(Olmo3(source.config))
     if source.config.quantization is not None and plan.layers:
         how = source.config.quantization.default
@@ -63,25 +71,32 @@ def planned(
     if not wishes.calibrate and wishes.target_bpw is None:
         return rounding
     if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
-        raise OptionError("calibration is for affine quantization: leave out the mode, or calibrate")
+        raise OptionError(
+            "calibration is for affine quantization: leave out mode (--mode), or calibrate (--calibrate)"
+        )
+    target = wishes.target_bpw or rounding.bits_per_weight
+    if wishes.target_bpw is not None:
+        _check_target(source, target, dtype)
     tokens, on = _calibration_text(source, words, wishes.calibrate)
+    stage("reading the weights")
     check_all_finite(source, dtype)
     conversion = partial(Conversion, source, dtype=dtype, tokens=tokens, on=on)
     if wishes.fixed:
         return conversion(plan)
-    target = wishes.target_bpw or rounding.bits_per_weight
     begun = _begun(folder, conversion(plan, target=target))
     if begun is not None:
         return conversion(begun, target=target)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
-    layers = choose(source, some, target, dtype=rounding.dtype)
-    chosen = conversion(_plan(source, layers), target=target)
-    if chosen.bits_per_weight > target + 1e-9:
+    layers = choose(source, some, target, dtype=rounding.dtype, stage=stage)
+    return conversion(_plan(source, layers), target=target)
+
+
+def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None:
+    least, most = (Conversion(source, plan, dtype).bits_per_weight for plan in extremes(source))
+    if not least <= target <= most:
         raise ConvertError(
-            f"{target} bits per weight cannot be reached: the least for this model is "
-            f"{chosen.bits_per_weight:.3f}"
+            f"{target:g} bits per weight cannot be reached: this model can have {least:.3f} to {most:.3f}"
         )
-    return chosen
 
 
 def _begun(folder: Path, work: Conversion) -> Plan | None:
@@ -129,11 +144,13 @@ def words_of(name: str | Path) -> Path:
 
 
 def evaluation(
-    work: Conversion, words: Path, text: str | Path | None, card: bool | None
+    work: Conversion, words: Path, text: str | Path | None, card: bool | None, *, keep: bool
 ) -> tuple[Evaluation | None, str]:
     """The text to measure on, or why there is none. Found out before the long work, as it may be told."""
     if card is False or (card is None and not work.plan.layers):
         return None, ""
+    if not keep:
+        return None, "the original goes as it is converted (--no-keep), measuring would fetch it again"
     try:
         file = None if text is None else Path(text)
         config = work.source.config

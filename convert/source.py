@@ -14,7 +14,7 @@ from convert.size import Size
 from convert.stored import Dequantized, Stored, Tensor, stored_tensors
 from olmo3_mlx.checkpoint import check_names_and_shapes, load_config, name_some, quantize
 from olmo3_mlx.config import Olmo3Config
-from olmo3_mlx.errors import CheckpointError, ConvertError
+from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.hub import INDEX, TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
 from olmo3_mlx.model import Olmo3
@@ -56,8 +56,11 @@ class Source:
         """Find and check it. Of a model on the hub the small files are fetched now, a shard when it is
         needed: to huggingface_hub's cache, or to the folder `shards` and then only until `release`.
 
-        Raises CheckpointError for tensors that are missing, extra or misshapen, HubError.
+        Raises CheckpointError for tensors that are missing, extra or misshapen, OptionError for `shards` of
+        a folder, HubError.
         """
+        if shards is not None and not is_hub_id(name):
+            raise OptionError(f"{name} is a folder here: keep=False (--no-keep) is for hub ids")
         folder = resolve(name, revision, weights=not is_hub_id(name))
         if is_native(folder):
             return cls._native(folder)

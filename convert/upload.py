@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+from convert.pipeline import Stage
 from olmo3_mlx.errors import HubError
 from olmo3_mlx.hub import hub_errors
 
 
-def check_upload(repo: str) -> None:
-    """Raise HubError, before the long work, for what is no repository's name, or without a login."""
+def check_upload(repo: str | None) -> None:
+    """Raise HubError, before the long work, for what is no repository's name, or without a login; nothing is
+    checked if there is none.
+    """
+    if repo is None:
+        return
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError  # noqa: PLC0415
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
@@ -25,13 +30,14 @@ def check_upload(repo: str) -> None:
             raise HubError(f"to upload to {repo}, log in first: `hf auth login`") from None
 
 
-def upload(folder: Path, repo: str) -> str:
+def upload(folder: Path, repo: str, stage: Stage) -> str:
     """Make the repository if it is new, put all files of `folder` into it, and return its address.
 
     Raises HubError; the folder is as it was.
     """
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
 
+    stage("uploading")
     advice = f"{folder} is complete, `hf upload {repo} {folder} .` tries again"
     with hub_errors(repo, doing="the upload", advice=advice):
         api = HfApi()

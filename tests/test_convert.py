@@ -230,6 +230,14 @@ def test_progress_counts_the_bytes_of_the_result(source: Path, dest: Path) -> No
     assert {total for _, total in seen} == {report.bytes}
 
 
+def test_stages_are_told_in_order(source: Path, dest: Path) -> None:
+    told: list[str] = []
+    to_mlx(source, dest, card=True, stage=told.append)
+    assert told[:2] == ["converting", "reading back"]
+    assert told[2].startswith("measuring, ")
+    assert told[-1] == "measuring, 100%"
+
+
 def test_missing_parents_of_the_destination_are_made(source: Path, tmp_path: Path) -> None:
     to_mlx(source, tmp_path / "a" / "b" / "dest")
     assert in_float32(tmp_path / "a" / "b" / "dest")(TOKENS).shape == (1, 40, 8192)
@@ -937,7 +945,7 @@ def test_a_destination_in_the_home_folder_is_uploaded_from_there(
     uploaded: list[Path] = []
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(convert, "check_upload", lambda repo: None)
-    monkeypatch.setattr(convert, "upload", lambda folder, repo: uploaded.append(folder))
+    monkeypatch.setattr(convert, "upload", lambda folder, repo, stage: uploaded.append(folder))
     to_mlx(source, "~/mlx", upload_to="you/mlx")
     assert uploaded == [tmp_path / "mlx"]
     assert (tmp_path / "mlx" / "config.json").is_file()

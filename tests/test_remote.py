@@ -8,10 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from conftest import TINY, random_model, save_checkpoint
 from fake_hub import INDEX, FakeHub, shard
 
 from convert import convert as to_mlx
-from olmo3_mlx import CheckpointError, ConvertError, HubError
+from olmo3_mlx import CheckpointError, ConvertError, HubError, OptionError
 
 WANTED = [f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
 
@@ -74,6 +75,33 @@ def test_without_keeping_no_file_stays(sharded: FakeHub, dest: Path, tmp_path: P
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert [p.name for p in dest.rglob("*.safetensors")] == ["model.safetensors"]
     assert not list(dest.glob("shards"))
+
+
+def test_what_is_not_kept_is_not_fetched_again_for_a_card(
+    sharded: FakeHub, dest: Path, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "wide", TINY, random_model(TINY).tensors())
+    sharded.files["main"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shard(sharded.files["main"], tmp_path)
+    report = to_mlx("olmo/tiny", dest, group_size=32, keep=False, card=None)
+    assert report.quality is None
+    assert "--no-keep" in report.no_card
+    assert all(sharded.got.count(name) <= 2 for name in WANTED)  # the header, and all of it
+    assert not (dest / "QUALITY.md").exists()
+
+
+@pytest.mark.parametrize("options", [{"card": True}, {"card": None, "text": "a.txt"}])
+def test_a_card_that_was_asked_for_is_refused_where_nothing_is_kept(
+    sharded: FakeHub, dest: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError, match="a card needs the original again"):
+        to_mlx("olmo/tiny", dest, keep=False, **options)
+    assert not sharded.got
+
+
+def test_a_folder_has_nothing_to_let_go(whole: Path, dest: Path) -> None:
+    with pytest.raises(OptionError, match="is a folder here: keep=False"):
+        to_mlx(whole, dest, keep=False, bits=None)
 
 
 def test_a_file_is_let_go_of_before_the_next_is_fetched(hub: FakeHub, dest: Path, tmp_path: Path) -> None:

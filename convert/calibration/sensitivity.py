@@ -17,6 +17,8 @@ import mlx.core as mx
 from convert.calibration.blocks import EMBEDDING, HEAD
 from convert.calibration.gptq import searched
 from convert.layers import Layers, States, run, split
+from convert.pipeline import Stage
+from convert.recipe import Plan
 from convert.source import Source
 from olmo3_mlx.quantization import Quantization
 
@@ -56,18 +58,31 @@ def choose(
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
     dtype: mx.Dtype | None = None,
+    stage: Stage = lambda what: None,
 ) -> dict[str, Quantization]:
     """A plan that takes at most `target_bpw` bits a weight in all, norms and unquantized layers
     included, or, if that is not possible, the smallest one.
 
     Scales and what is not quantized are in `dtype`, by default the source's. `tokens` [N, L] are measured
     on, as many of them as memory allows; the result is a function of the arguments alone. Layers whose
-    inputs no group size divides are left out of the plan.
+    inputs no group size divides are left out of the plan. `stage` is told how far it is.
     """
     each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
     many = _STATES_BYTES // each
-    found = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)])
+    found = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)], stage)
     return allocate(source, found, target_bpw, candidates, dtype=dtype)
+
+
+def extremes(source: Source, candidates: Sequence[Quantization] = CANDIDATES) -> tuple[Plan, Plan]:
+    """The plans that take the fewest and the most bits of all that `choose` may make."""
+    least, most = {}, {}
+    for name, tensor in source.tensors.items():
+        fitting = [how for how in candidates if tensor.shape[-1] % how.group_size == 0]
+        if len(tensor.shape) == 2 and fitting:
+            path = name.removesuffix(".weight")
+            least[path] = min(fitting, key=lambda how: (how.bits, -how.group_size))
+            most[path] = max(fitting, key=lambda how: (how.bits, -how.group_size))
+    return Plan(least), Plan(most)
 
 
 def allocate(
@@ -124,20 +139,23 @@ def _cost(plan: Mapping[str, Option]) -> float:
     return sum(cost for _, cost, _ in plan.values())
 
 
-def costs(source: Source, tokens: mx.array) -> dict[str, float]:
+def costs(source: Source, tokens: mx.array, stage: Stage = lambda what: None) -> dict[str, float]:
     """Layer path -> KL divergence (nats a token) on tokens [N, L] of rounding that layer alone to 4 bits."""
     layers = Layers(source)
     # "" is the original
     states = {"": split(layers.embed(tokens)), EMBEDDING: split(_embedded(source, tokens))}
     for index in range(layers.count):
+        stage(f"choosing bits, layer {index + 1} of {layers.count}")
         block = layers.block(index)
         hidden = states[""]
-        states = {path: run(block, state) for path, state in states.items()}
+        for path, state in states.items():
+            states[path] = run(block, state)
         for name in _LAYERS:
             weight = layers.weight(f"model.layers.{index}.{name}.weight")
             block.load_weights([(f"{name}.weight", _rounded(weight))], strict=False)
             states[f"model.layers.{index}.{name}"] = run(block, hidden)
             block.load_weights([(f"{name}.weight", weight)], strict=False)
+    stage("choosing bits, head")
     return _divergences(layers, states)
 
 

@@ -3,18 +3,16 @@
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from olmo3_mlx.cli.bar import progress_bar, show
 from olmo3_mlx.errors import OptionError, TokenizerError
 from olmo3_mlx.quantization import in_words
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from convert.card.page import Measured
     from convert.card.quality import Quality
     from convert.source import Source
@@ -65,8 +63,6 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
-    from tqdm import tqdm  # noqa: PLC0415
-
     from convert.card.measure import check_comparable, measure  # noqa: PLC0415
     from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
     from convert.source import Source  # noqa: PLC0415
@@ -78,11 +74,8 @@ def run(args: argparse.Namespace) -> int:
     measured = _measured(args, original, result)
     if args.card is not None:
         _make(Path(args.card))
-    bar: tqdm[NoReturn]
-    with tqdm(
-        total=0, unit="w", unit_scale=True, desc="comparing", file=sys.stderr, leave=False, disable=None
-    ) as bar:
-        quality = measure(original, result, measured.tokens, lambda done, total: _show(bar, done, total))
+    with progress_bar("comparing") as bar:
+        quality = measure(original, result, measured.tokens, lambda done, total: show(bar, done, total))
     if args.card is not None:
         a, b, command = called(args.a), called(args.b), _command(args, called)
         write_card(Path(args.card), quality, replace(measured, original=a, result=b, command=command))
@@ -198,8 +191,3 @@ def _report(quality: "Quality", measured: "Measured") -> str:
     if tried:
         lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in tried)]
     return "\n".join(lines)
-
-
-def _show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)

@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from olmo3_mlx.cli.bar import progress_bar, show
 from olmo3_mlx.errors import OptionError
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from convert import Report
 
 DESCRIPTION = """\
@@ -115,8 +114,6 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print what came out; returns the exit code."""
-    from tqdm import tqdm  # noqa: PLC0415
-
     from convert import convert  # noqa: PLC0415  (the library never needs it)
 
     if args.recipe and (args.bits or args.group_size or args.mode):
@@ -127,12 +124,9 @@ def run(args: argparse.Namespace) -> int:
             "--target-bpw chooses bits and group sizes itself, in mode affine: leave out --bits, "
             "--group-size, --recipe and --mode"
         )
-    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
+    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate is not None or args.target_bpw)
 
-    bar: tqdm[NoReturn]
-    with tqdm(
-        total=0, unit="B", unit_scale=True, desc="converting", file=sys.stderr, leave=False, disable=None
-    ) as bar:
+    with progress_bar("beginning") as bar:
         report = convert(
             args.source,
             args.dest,
@@ -141,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             mode=args.mode or "affine",
             recipe=args.recipe,
             dtype=args.dtype,
-            calibrate=args.calibrate or False,
+            calibrate=False if args.calibrate is None else args.calibrate,
             target_bpw=args.target_bpw,
             revision=args.revision,
             tokenizer=args.tokenizer,
@@ -150,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
             card=args.card,
             text=args.text,
             upload_to=args.upload,
-            progress=lambda done, total: _show(bar, done, total),
+            progress=lambda done, total: show(bar, done, total),
+            stage=bar.set_description,
         )
     return _told(args.dest, report)
 
@@ -198,8 +193,3 @@ def _judged(report: "Report") -> int:
         said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
         print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)
     return 0
-
-
-def _show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)

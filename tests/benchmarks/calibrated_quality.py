@@ -1,37 +1,54 @@
 """What quantizing costs in quality, rounded and calibrated: bits a weight, KL divergence, perplexity.
 
-    python tests/benchmarks/calibrated_quality.py [--checkpoint NAME ...] [--target BPW ...] [--texts N]
+    python tests/benchmarks/calibrated_quality.py [--checkpoint NAME ...] [--text shipped novels]
 
-Evaluated in float32 on 1,024 tokens from character 20,000 of each of two novels; calibrated on other
-parts of them, from character 100,000. Needs ../shared; takes some minutes a row on a slow CPU.
+Converts as `olmo3 convert` does: by rounding, with `--calibrate` at the same size, with `--target-bpw 4.9`;
+calibrated on the text that comes along, or on what follows character 100,000 of two novels. Evaluated in
+float32 on 1,024 tokens from character 20,000 of each novel, and on three such spans further on. Those after
+character 100,000 are left out of what is calibrated on. Needs ../shared; minutes a row on a slow CPU.
 """
 
 import argparse
-import time
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from convert.calibration.blocks import Calibration
-from convert.calibration.sensitivity import allocate, costs
-from convert.source import Source
+from convert import convert
 from olmo3_mlx import Olmo3, Tokenizer, load
-from olmo3_mlx.quantization import Quantization
 
 SHARED = Path(__file__).parents[3] / "shared"
 CHECKPOINTS = ("olmo3-lab-chat", "olmo3-lab-gqa")
 TEXTS = ("wuthering_heights", "treasure_island")
+STARTS = {  # characters; the first of each is the one that is reported by itself
+    "wuthering_heights": (20_000, 60_000, 300_000, 500_000),
+    "treasure_island": (20_000, 60_000, 240_000, 280_000),
+}
 LENGTH = 1024
+CALIBRATED_FROM = 100_000
+
+
+def novel(name: str) -> str:
+    return (SHARED / "text" / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def tokens_from(tokenizer: Tokenizer, name: str, start: int, count: int) -> list[int]:
     """`count` ids of a novel from a character on."""
-    text = (SHARED / "text" / f"{name}.txt").read_text(encoding="utf-8")
-    ids = tokenizer.encode(text[start : start + 8 * count])
+    ids = tokenizer.encode(novel(name)[start : start + 8 * count])
     assert len(ids) >= count, name
     return ids[:count]
+
+
+def unseen_by(name: str) -> str:
+    """What to calibrate on of a novel: its end, without the spans evaluated on."""
+    text, parts, at = novel(name), [], CALIBRATED_FROM
+    for start in STARTS[name]:
+        if start >= at:
+            parts.append(text[at:start])
+            at = start + 8 * LENGTH
+    return "\n".join([*parts, text[at:]])
 
 
 def evaluate(model: Olmo3, texts: list[mx.array]) -> list[mx.array]:
@@ -50,81 +67,53 @@ def kl_and_perplexity(text: mx.array, reference: mx.array, other: mx.array) -> t
     return float(kl), float(np.exp(loss))
 
 
-def dense(made: Mapping[str, mx.array], plan: Mapping[str, Quantization]) -> dict[str, mx.array]:
-    """The weights that quantized tensors stand for, in float32."""
-    return {
-        f"{path}.weight": mx.dequantize(
-            made[f"{path}.weight"],
-            made[f"{path}.scales"].astype(mx.float32),
-            made[f"{path}.biases"].astype(mx.float32),
-            group_size=how.group_size,
-            bits=how.bits,
-        )
-        for path, how in plan.items()
-    }
-
-
-def rounded(original: Mapping[str, mx.array], plan: Mapping[str, Quantization]) -> dict[str, mx.array]:
-    made = {}
-    for path, how in plan.items():
-        weight = original[f"{path}.weight"].astype(mx.bfloat16)
-        parts = mx.quantize(weight, group_size=how.group_size, bits=how.bits)
-        made |= {f"{path}.{kind}": a for kind, a in zip(("weight", "scales", "biases"), parts, strict=True)}
-    return made
-
-
-def calibrated(source: Source, plan: Mapping[str, Quantization], text: mx.array) -> dict[str, mx.array]:
-    calibration = Calibration(source, plan, text)
-    made = calibration.embedding()
-    for index in range(source.config.num_hidden_layers):
-        made |= calibration.block(index)
-    return made | calibration.head()
-
-
-def measure(name: str, targets: list[float], count: int) -> None:
+def measure(name: str, calibrations: dict[str, bool | Path], folder: Path) -> None:
     """Print a row for each way of quantizing one checkpoint."""
-    model, tokenizer = load(SHARED / "lab" / name)
+    source = SHARED / "lab" / name
+    model, tokenizer = load(source)
     model.set_dtype(mx.float32)
-    source, original = Source.open(SHARED / "lab" / name), model.tensors()
-    texts = [mx.array([tokens_from(tokenizer, text, 20_000, LENGTH)]) for text in TEXTS]
+    spans = [(text, place) for place in range(4) for text in TEXTS]
+    texts = [mx.array([tokens_from(tokenizer, text, STARTS[text][i], LENGTH)]) for text, i in spans]
     reference = evaluate(model, texts)
-    parameters = sum(array.size for array in original.values())
+    plain = np.ones(len(spans))
 
-    def row(how: str, made: Mapping[str, mx.array], plan: Mapping[str, Quantization], began: float) -> None:
-        seconds = time.perf_counter() - began
-        size = sum(a.nbytes for a in made.values())
-        size += sum(2 * a.size for n, a in original.items() if n not in made)
-        model.load_weights(list({**original, **dense(made, plan)}.items()))
+    def row(how: str, **options: Any) -> None:
+        nonlocal plain
+        report = convert(source, folder / f"{name} {how}", **options)
+        result, _ = load(folder / f"{name} {how}")
+        result.set_dtype(mx.float32)
         found = [
-            kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(model, texts), strict=True)
+            kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(result, texts), strict=True)
         ]
-        cells = " | ".join(f"{kl:.4f} | {perplexity:.2f}" for kl, perplexity in found)
-        print(f"| {name} | {how} | {8 * size / parameters:.3f} | {cells} | {seconds:.0f} |", flush=True)
+        kl = np.array([kl for kl, _ in found])
+        plain = kl if how == "rounded" else plain
+        cells = [f"{kl[i]:.4f} ({kl[i] / plain[i]:.2f}) | {found[i][1]:.2f}" for i in (0, 1)]
+        others = kl[2:] / plain[2:]
+        cells.append(f"{kl[2:].mean():.4f} ({others.mean():.2f}; {others.min():.2f} to {others.max():.2f})")
+        print(
+            f"| {name} | {how} | {report.bits_per_weight:.3f} | {' | '.join(cells)} | {report.seconds:.0f} |",
+            flush=True,
+        )
 
-    row("original", {}, {}, time.perf_counter())
-    plain = {n.removesuffix(".weight"): Quantization(4, 64) for n, a in original.items() if a.ndim == 2}
-    row("rounded, 4 bits, groups of 64", rounded(original, plain), plain, time.perf_counter())
-    parts = [tokens_from(tokenizer, text, 100_000, count // 2 * LENGTH) for text in TEXTS]
-    text = mx.array(np.concatenate([np.array(part).reshape(-1, LENGTH) for part in parts]))
-    began = time.perf_counter()
-    found = costs(source, mx.array(np.array([part[:512] for part in parts])))
-    print(f"sensitivities of {name}: {time.perf_counter() - began:.0f} s", flush=True)
-    for target in targets:
-        began = time.perf_counter()
-        plan = allocate(source, found, target)
-        row(f"calibrated, target {target}", calibrated(source, plan, text), plan, began)
+    row("rounded")
+    for label, text in calibrations.items():
+        row(f"calibrated on {label}", calibrate=text)
+        row(f"calibrated on {label}, target 4.9", calibrate=text, target_bpw=4.9)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint", nargs="+", default=list(CHECKPOINTS), choices=CHECKPOINTS)
-    parser.add_argument("--target", nargs="+", type=float, default=[4.5, 4.9])
-    parser.add_argument("--texts", type=int, default=16, help="of 1,024 tokens to calibrate on")
+    parser.add_argument("--text", nargs="+", default=["shipped", "novels"], choices=["shipped", "novels"])
     args = parser.parse_args()
-    print("| checkpoint | how | bits a weight | KL, Wuthering | perplexity | KL, Treasure | perplexity | s |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in args.checkpoint:
-        measure(name, args.target, args.texts)
+    print("| checkpoint | how | bits | Wuthering, KL | perplexity | Treasure, KL | perplexity | others | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as made:
+        novels = Path(made) / "novels.txt"
+        novels.write_text("\n".join(map(unseen_by, TEXTS)), encoding="utf-8")
+        texts: dict[str, bool | Path] = {"shipped": True, "novels": novels}
+        for name in args.checkpoint:
+            measure(name, {label: texts[label] for label in args.text}, Path(made))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,6 @@ from calibrated_quality import (
     LENGTH,
     SHARED,
     TEXTS,
-    dense,
     evaluate,
     kl_and_perplexity,
     tokens_from,
@@ -55,6 +54,20 @@ class Made(NamedTuple):
 
     tensors: dict[str, mx.array]
     tokens: int
+
+
+def dense(made: Mapping[str, mx.array], plan: Mapping[str, Quantization]) -> dict[str, mx.array]:
+    """The weights that quantized tensors stand for, in float32."""
+    return {
+        f"{path}.weight": mx.dequantize(
+            made[f"{path}.weight"],
+            made[f"{path}.scales"].astype(mx.float32),
+            made[f"{path}.biases"].astype(mx.float32),
+            group_size=how.group_size,
+            bits=how.bits,
+        )
+        for path, how in plan.items()
+    }
 
 
 def calibration_text() -> str:

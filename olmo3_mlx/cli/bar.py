@@ -1,0 +1,30 @@
+"""The progress bar of a long work."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator["tqdm[NoReturn]"]:
+    """A bar on stderr, if that is a terminal, which goes at the end; its remaining time is guessed from the
+    mean speed so far, as some steps are done at once and others take minutes.
+    """
+    from tqdm import tqdm  # noqa: PLC0415  (slow to import)
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    bar: tqdm[NoReturn]
+    with tqdm(
+        total=1, desc=what, bar_format=form, smoothing=0, file=sys.stderr, leave=False, disable=None
+    ) as bar:
+        yield bar
+
+
+def show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
+    """Move `bar` to where so much of `total` is done."""
+    bar.total = total
+    bar.update(done - bar.n)
