@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
 
 from convert.card.page import called
 from convert.card.quality import Quality
@@ -25,6 +25,7 @@ from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
 from olmo3_mlx.checkpoint import dtype_named
+from olmo3_mlx.machine import little_kept
 
 __all__ = ["Report", "convert"]
 
@@ -35,7 +36,8 @@ _SHARDS = "shards"  # of a model on the hub, until they are converted
 class Report:
     """What a conversion made. `left_out` names layers that the group size does not divide; `quality` is
     what the card says, `advice` what to try if that is not good, `no_card` why there is none where one was
-    to be made if possible. Without a `tokenizer` the result can neither read nor write text.
+    to be made if possible; `flattered`, whether it was measured on the text that it was calibrated on.
+    Without a `tokenizer` the result can neither read nor write text.
     """
 
     parameters: int
@@ -46,6 +48,7 @@ class Report:
     quality: Quality | None = None
     no_card: str = ""
     advice: tuple[str, ...] = ()
+    flattered: bool = False
     tokenizer: bool = True
 
     @property
@@ -58,7 +61,7 @@ def convert(
     source: str | Path,
     dest: str | Path,
     *,
-    bits: int | None = 4,
+    bits: int | EllipsisType | None = ...,
     group_size: int | None = None,
     mode: str = "affine",
     recipe: str | Path | None = None,
@@ -72,15 +75,15 @@ def convert(
     card: bool | None = False,
     text: str | Path | None = None,
     upload_to: str | None = None,
-    progress: Progress = lambda done, total: None,
-    stage: Stage = lambda what: None,
+    progress: Progress | None = None,
+    stage: Stage | None = None,
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
 
-    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits`, with one
-    scale for `group_size` weights (64, or what the mode has) in MLX's `mode`, or else as `recipe` says,
-    one of RECIPES or a TOML file (see convert.recipe). With `bits` None and no recipe nothing is
-    quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
+    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits` (left out: 4, or 8
+    in mxfp8), with one scale for `group_size` weights (64, or what the mode has) in MLX's `mode`, or else as
+    `recipe` says, one of RECIPES or a TOML file (see convert.recipe). With `bits` None and no recipe nothing
+    is quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
 
     With `calibrate` (True, or a text file) weights are not rounded to nearest, but so that blocks do to a
     text what the original's do; and unless there is a recipe, layers that matter more get more bits at
@@ -101,18 +104,19 @@ def convert(
     """
     options = check_options(locals())
     begin = time.perf_counter()
+    progress, stage = progress or (lambda done, total: None), stage or (lambda what: None)
     how, cast = _recipe(bits, group_size, mode, recipe), None if dtype is None else dtype_named(dtype)
     wishes = Wishes(calibrate, target_bpw, recipe is not None, options)
     wishes.check(bits, keep)
     check_upload(upload_to)
     dest = destination(dest)
-    with new_folder(dest, resume=resume) as folder:
+    with new_folder(dest, resume=resume) as folder, little_kept():
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else words_of(tokenizer)
         work = planned(origin, how, cast, words, wishes=wishes, folder=folder, stage=stage)
         measured_on, no_card = evaluation(work, words, text, card, keep=keep)
         work.write(folder, words, progress, stage)
-        quality, made = None, _quantized(work, bits, recipe, target_bpw)
+        quality, made = None, _quantized(work, how, recipe, target_bpw)
         if measured_on is not None:
             again = _again(source, dest, measured_on, tokenizer, revision)
             quality, no_card = work.measure(folder, measured_on, again, made, stage=stage)
@@ -120,37 +124,56 @@ def convert(
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if upload_to is not None:
         upload(dest, upload_to, stage)
-    return _report(
-        work,
-        seconds=time.perf_counter() - begin,
-        quality=quality,
-        no_card=no_card,
-        advice=() if quality is None else advice(quality, made),
-        tokenizer=(dest / "tokenizer.json").is_file(),
-    )
+    seconds = time.perf_counter() - begin
+    return _report(work, made, measured_on, dest, seconds=seconds, quality=quality, no_card=no_card)
 
 
-def _report(work: Conversion, **rest: Any) -> Report:
+def _report(
+    work: Conversion,
+    made: Quantized,
+    measured_on: Evaluation | None,
+    dest: Path,
+    *,
+    seconds: float,
+    quality: Quality | None,
+    no_card: str,
+) -> Report:
     return Report(
         parameters=work.source.parameters,
         source_bytes=work.source.size.bytes,
         bytes=work.size.bytes,
+        seconds=seconds,
         left_out=work.plan.left_out,
-        **rest,
+        quality=quality,
+        no_card=no_card,
+        advice=() if quality is None else advice(quality, made),
+        flattered=measured_on is not None and made.saw(measured_on.text_sha256),
+        tokenizer=(dest / "tokenizer.json").is_file(),
     )
 
 
 def _quantized(
-    work: Conversion, bits: int | None, recipe: str | Path | None, target_bpw: float | None
+    work: Conversion, how: Recipe, recipe: str | Path | None, target_bpw: float | None
 ) -> Quantized:
     by = "recipe" if recipe is not None else "bits" if target_bpw is None else "target"
-    return Quantized(work.plan.layers, by, bits if by == "bits" else None, work.tokens is not None)
+    return Quantized(
+        work.plan.layers,
+        by,
+        how.default.bits if by == "bits" and how.default else None,
+        calibrated=work.tokens is not None,
+        on=work.on,
+        left_out={path: work.source.tensors[f"{path}.weight"].shape[1] for path in work.plan.left_out},
+    )
 
 
-def _recipe(bits: int | None, group_size: int | None, mode: str, recipe: str | Path | None) -> Recipe:
+def _recipe(
+    bits: int | EllipsisType | None, group_size: int | None, mode: str, recipe: str | Path | None
+) -> Recipe:
     if recipe is not None:
         return recipe_named(recipe)
-    return Recipe(None if bits is None else uniform(bits, group_size, mode))
+    if bits is None:
+        return Recipe(None)
+    return Recipe(uniform(None if isinstance(bits, EllipsisType) else bits, group_size, mode))
 
 
 def _again(

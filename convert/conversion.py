@@ -10,12 +10,13 @@ from typing import Any
 import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
+from convert.card.calibrated import CalibratedOn
 from convert.card.measure import measure
 from convert.card.page import remove_card, write_card
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized
 from convert.evaluation import Evaluation
-from convert.model_card import Made, origin, write_model_card
+from convert.model_card import Made, origin, source_name, write_model_card
 from convert.pipeline import Progress, Stage, ahead
 from convert.quantize import pieces, rounded
 from convert.recipe import Plan
@@ -30,6 +31,7 @@ from olmo3_mlx import __version__
 from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import in_words
 from olmo3_mlx.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
@@ -38,8 +40,9 @@ _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 class Conversion:
     """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
 
-    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any; `target` is how many
-    bits a weight the plan was chosen for, if it was, `options` what a user called all that.
+    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any, from the text `on`;
+    `target` is how many bits a weight the plan was chosen for, if it was, `options` what a user called all
+    that.
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class Conversion:
         tokens: mx.array | None = None,
         target: float | None = None,
         *,
+        on: CalibratedOn | None = None,
         options: str = "",
     ) -> None:
         self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
-        self.tokens, self.target, self.options = tokens, target, options
+        self.tokens, self.target, self.on, self.options = tokens, target, on, options
         self.names = list(Olmo3(source.config).tensors())
         self.specs = {name: self._specs(name) for name in self.names}
         self.layout: Layout = lay_out(list(self.specs.values()))
@@ -99,7 +103,9 @@ class Conversion:
                 evaluation.tokens,
                 lambda done, total: stage(f"measuring, {done / total:.0%}"),
             )
-            measured = evaluation.measured(command[2], command[3], shlex.join(command), made)
+            measured = evaluation.measured(
+                command[2], command[3], shlex.join(command), made, in_words(self.source.quantized.values())
+            )
             write_card(folder, quality, measured)
         except Olmo3Error as error:
             return quality, str(error)
@@ -110,14 +116,18 @@ class Conversion:
         if quality is None:
             remove_card(folder)  # which an earlier run may have written before it was stopped
         base, license = origin(self.source.folder)
+        layers = Olmo3(self.source.config).quantizable()
         made = Made(
             name=name,
+            source=source_name(self.source.folder),
+            quantized=in_words(self.source.quantized.values()),
             base=base,
             license=license,
             plan=self.plan,
+            plain={p: self._dtype(f"{p}.weight") for p in layers if p not in self.plan.layers},
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
             size=self.size,
-            calibrated=self.tokens is not None,
+            on=self.on,
             program=_PROGRAM,
             chats=_chats(folder),
         )

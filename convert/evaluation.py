@@ -15,6 +15,7 @@ from olmo3_mlx.tokenizer import Tokenizer
 DEFAULT_TEXT = Path(__file__).parent / "text" / "evaluation.txt"
 CALIBRATION_TEXT = DEFAULT_TEXT.with_name("calibration.txt")
 DEFAULT_NAME = "the text that comes with olmo3-mlx"
+CALIBRATION_NAME = "the calibration text that comes with olmo3-mlx"
 
 
 def read_text(file: Path | None = None) -> str:
@@ -29,6 +30,11 @@ def read_text(file: Path | None = None) -> str:
         raise OptionError(f"{file}: the text cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise OptionError(f"{file}: expected a text in UTF-8") from None
+
+
+def sha256(text: str) -> str:
+    """Of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,18 @@ class Evaluation:
         text, length = read_text(file), min(length, count)
         return cls(
             text=DEFAULT_NAME if file is None else file.name,
-            text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            text_sha256=sha256(text),
             tokens=text_tokens(text, tokenizer, length, max(1, count // max(1, length))),
             decode=tokenizer.decode,
             file=file,
         )
 
-    def measured(self, original: str, result: str, command: str, made: Quantized) -> Measured:
-        """For the card of two checkpoints by these names, the second `made` so: `command` does it again."""
+    def measured(
+        self, original: str, result: str, command: str, made: Quantized, quantized: str = ""
+    ) -> Measured:
+        """For the card of two checkpoints by these names, the second `made` so: `command` does it again.
+        `quantized` says how the original is, if it is.
+        """
         return Measured(
             original=original,
             result=result,
@@ -76,6 +86,7 @@ class Evaluation:
             command=command,
             decode=self.decode,
             made=made,
+            quantized=quantized,
         )
 
 

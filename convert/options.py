@@ -3,18 +3,19 @@
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType
+from types import EllipsisType, NoneType
 from typing import Any
 
 import mlx.core as mx
 
+from convert.recipe import uniform
 from olmo3_mlx.errors import OptionError
 
 _SWITCH = ((bool,), "True or False")
 _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "source": ((str, Path), "a folder or a hub id"),
     "dest": ((str, Path), "a folder"),
-    "bits": ((int, NoneType), "a whole number or None"),
+    "bits": ((int, NoneType, EllipsisType), "a whole number or None"),
     "group_size": ((int, NoneType), "a whole number or None"),
     "mode": ((str,), "a name"),
     "recipe": ((str, Path, NoneType), "a name, a file or None"),
@@ -28,8 +29,8 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "card": ((bool, NoneType), "True, False or None"),
     "text": ((str, Path, NoneType), "a text file or None"),
     "upload_to": ((str, NoneType), "a repository's name or None"),
-    "progress": ((Callable,), "a function"),  # type: ignore[dict-item]
-    "stage": ((Callable,), "a function"),  # type: ignore[dict-item]
+    "progress": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
+    "stage": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
 }
 
 
@@ -48,7 +49,8 @@ def _spelled(options: Mapping[str, Any]) -> str:
     said: dict[str, Any] = {"--target-bpw": options["target_bpw"], "--recipe": options["recipe"]}
     if options["target_bpw"] is None and options["recipe"] is None:
         mode = options["mode"]
-        said["--bits"], said["--group-size"] = options["bits"], options["group_size"]
+        said["--bits"] = uniform(mode=mode).bits if options["bits"] is ... else options["bits"]
+        said["--group-size"] = options["group_size"]
         said["--mode"] = mode if mode != "affine" else None
     said["--calibrate"] = options["calibrate"] or None
     said["--dtype"] = options["dtype"] and str(options["dtype"]).rpartition(".")[2]
@@ -67,15 +69,17 @@ def _check_types(options: Mapping[str, Any]) -> None:
 
 
 def _check_together(options: Mapping[str, Any]) -> None:
+    given = isinstance(options["bits"], int)
     recipe, group_size, target = options["recipe"], options["group_size"], options["target_bpw"]
     only_cast = options["bits"] is None and recipe is None
     if only_cast and (group_size is not None or options["mode"] != "affine"):
         name = "mode (--mode)" if group_size is None else "group_size (--group-size)"
         raise OptionError(f"{name} is for quantizing: give bits (--bits) too, or leave it out to only cast")
-    if recipe is not None and (group_size is not None or options["mode"] != "affine"):
+    if recipe is not None and (given or group_size is not None or options["mode"] != "affine"):
         raise OptionError("a recipe says bits, group size and mode: give either it or those")
-    if target is not None and group_size is not None:
-        raise OptionError("target_bpw (--target-bpw) chooses group sizes itself: leave out group_size")
+    if target is not None and (given or group_size is not None):
+        name = "bits" if given else "group_size"
+        raise OptionError(f"target_bpw (--target-bpw) chooses bits and group sizes itself: leave out {name}")
     if (options["card"] or options["text"] is not None) and not options["keep"]:
         raise OptionError(
             "a card needs the original again: give either card (--card, --text) or keep=False (--no-keep)"

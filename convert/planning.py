@@ -1,21 +1,23 @@
 """What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from convert.calibration.sensitivity import choose, extremes
+from convert.card.calibrated import CalibratedOn
 from convert.conversion import Conversion
-from convert.evaluation import CALIBRATION_TEXT, Evaluation, read_text, text_tokens
+from convert.evaluation import CALIBRATION_NAME, CALIBRATION_TEXT, Evaluation, read_text, sha256, text_tokens
+from convert.finite import check_all_finite
 from convert.pipeline import Stage
-from convert.quantize import pieces
 from convert.recipe import Plan, Recipe
 from convert.source import Source
 from convert.writer.files import small_files
 from convert.writer.journal import Identity, check_same, identity
-from olmo3_mlx.checkpoint import check_finite
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
 from olmo3_mlx.hub import resolve
 from olmo3_mlx.model import Olmo3, check_token_ids
@@ -38,7 +40,7 @@ class Wishes(NamedTuple):
     fixed: bool
     options: str
 
-    def check(self, bits: int | None, keep: bool) -> None:
+    def check(self, bits: int | EllipsisType | None, keep: bool) -> None:
         """Raise OptionError for wishes that cannot be, or not together."""
         target = self.target_bpw
         if target is not None and (self.fixed or bits is None or not 1 < target < 16):
@@ -78,20 +80,20 @@ def planned(
             "calibration is for affine quantization: leave out mode (--mode), or calibrate (--calibrate)"
         )
     target = None if wishes.fixed else wishes.target_bpw or rounding.bits_per_weight
-    if target is not None:
-        _check_target(source, target, dtype)
-    tokens = _calibration_tokens(source, words, wishes.calibrate)
-    work = make(plan, tokens=tokens, target=target)
-    begun = _begun(folder, {**work.identity(), "words": small_files(source.folder, words)})
+    if wishes.target_bpw is not None:
+        _check_target(source, wishes.target_bpw, dtype)
+    tokens, on = _calibration_text(source, words, wishes.calibrate)
+    make = partial(make, tokens=tokens, target=target, on=on)
+    work = make(plan)
+    begun = _begun(folder, source, {**work.identity(), "words": small_files(source.folder, words)})
     stage("reading the weights")
-    _check_finite(source, dtype)
+    check_all_finite(source, dtype)
     if target is None:
         return work
     if begun is not None:
-        return make(begun, tokens=tokens, target=target)
+        return make(begun)
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
-    layers = choose(source, some, target, dtype=rounding.dtype, stage=stage)
-    return make(Plan(layers), tokens=tokens, target=target)
+    return make(_plan(source, choose(source, some, target, dtype=rounding.dtype, stage=stage)))
 
 
 def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None:
@@ -102,7 +104,7 @@ def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None
         )
 
 
-def _begun(folder: Path, asked: Identity) -> Plan | None:
+def _begun(folder: Path, source: Source, asked: Identity) -> Plan | None:
     """The plan that was chosen for what was begun in `folder`, if anything was. Raises ConvertError if that
     is another conversion, whatever its plan: before one is chosen, which is long.
     """
@@ -111,30 +113,33 @@ def _begun(folder: Path, asked: Identity) -> Plan | None:
         return None
     check_same(folder, found, {**asked, "layers": found.get("layers")})
     try:
-        return Plan({path: Quantization(*how) for path, how in found["layers"].items()})
+        return _plan(source, {path: Quantization(*how) for path, how in found["layers"].items()})
     except (KeyError, TypeError, AttributeError):
         return None
 
 
-def _check_finite(source: Source, dtype: mx.Dtype | None) -> None:
-    """Raise CheckpointError for weights that are not finite, in the dtype that they will have."""
-    for name, tensor in source.tensors.items():
-        for rows in pieces(tensor):
-            check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)
+def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
+    """What was chosen: all layers but those whose inputs no group size divides."""
+    return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
 
 
-def _calibration_tokens(source: Source, words: Path, calibrate: bool | str | Path) -> mx.array:
+def _calibration_text(
+    source: Source, words: Path, calibrate: bool | str | Path
+) -> tuple[mx.array, CalibratedOn]:
+    """Tokens [N, L], and what a card says of the text that they are from."""
     file = CALIBRATION_TEXT if isinstance(calibrate, bool) else Path(calibrate)
+    name = CALIBRATION_NAME if isinstance(calibrate, bool) else file.name
+    text = read_text(file)
     length = min(_LENGTH, source.config.max_position_embeddings)
     tokens = text_tokens(
-        read_text(file),
+        text,
         Tokenizer.from_folder(words),
         length,
         _CALIBRATION_TOKENS // length,
         least=_LEAST_TOKENS // length,
     )
     check_token_ids(tokens, source.config.vocab_size)
-    return tokens
+    return tokens, CalibratedOn(name, sha256(text), tokens.size)
 
 
 def words_of(name: str | Path) -> Path:

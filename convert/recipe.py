@@ -20,7 +20,7 @@ from typing import Any
 from olmo3_mlx.errors import ConfigError, ConvertError, OptionError
 from olmo3_mlx.fields import Fields
 from olmo3_mlx.model import Olmo3
-from olmo3_mlx.quantization import MODES, Quantization
+from olmo3_mlx.quantization import MODES, Quantization, one_of
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,22 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def uniform(bits: int, group_size: int | None = None, mode: str = "affine") -> Quantization:
-    """All layers alike; the group size is the mode's usual one unless given.
+def uniform(bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Quantization:
+    """All layers alike; bits (4, or 8 in mxfp8) and group size are the mode's usual ones unless given.
 
     Raises OptionError for a mode, bits or a group size that MLX does not have.
     """
     if mode not in MODES:
         raise OptionError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     allowed_bits, allowed_groups = MODES[mode]
+    if bits is None:
+        bits = 4 if mode == "affine" else allowed_bits[0]
     if group_size is None:
         group_size = 64 if mode == "affine" else allowed_groups[0]
     if bits not in allowed_bits:
-        raise OptionError(f"bits must be one of {allowed_bits} in mode {mode}, not {bits}")
+        raise OptionError(f"bits must be {one_of(allowed_bits)} in mode {mode}, not {bits}")
     if group_size not in allowed_groups:
-        raise OptionError(f"group_size must be one of {allowed_groups} in mode {mode}, not {group_size}")
+        raise OptionError(f"group_size must be {one_of(allowed_groups)} in mode {mode}, not {group_size}")
     return Quantization(bits, group_size, mode)
 
 

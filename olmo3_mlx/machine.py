@@ -54,6 +54,16 @@ def wired() -> Iterator[None]:
         mx.set_wired_limit(before)
 
 
+@contextmanager
+def little_kept() -> Iterator[None]:
+    """Within it MLX keeps at most 1 GiB of freed buffers: work on ever other sizes would pile them up."""
+    before = mx.set_cache_limit(2**30)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+
+
 class MemoryWatch:
     """Tells an answer in progress when to stop, before memory runs out."""
 

@@ -1,6 +1,6 @@
 """How a checkpoint's weights are quantized, as MLX writes it under `quantization` in config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,9 @@ class Quantization:
             mode=mode,
         )
         if found.bits not in bits:
-            raise fields.refuse("bits", f"one of {bits} in mode {mode}")
+            raise fields.refuse("bits", f"{one_of(bits)} in mode {mode}")
         if found.group_size not in groups:
-            raise fields.refuse("group_size", f"one of {groups} in mode {mode}")
+            raise fields.refuse("group_size", f"{one_of(groups)} in mode {mode}")
         return found
 
 
@@ -81,6 +81,22 @@ class QuantizationConfig:
             elif value is False:
                 overrides[path] = None
         return cls(default, overrides)
+
+
+def one_of(allowed: tuple[int, ...]) -> str:
+    """What must be, in words: "4", or "one of 2, 3, 4"."""
+    return ("one of " if len(allowed) > 1 else "") + ", ".join(map(str, allowed))
+
+
+def in_words(layers: Iterable[Quantization]) -> str:
+    """How quantized layers are, if there are any: "4-bit affine, group size 64", or what is mixed."""
+    kinds = set(layers)
+    bits = sorted({how.bits for how in kinds})
+    if len(kinds) == 1:
+        return "".join(f"{how.bits}-bit {how.mode}, group size {how.group_size}" for how in kinds)
+    if len(bits) == 1:
+        return f"mixed, all {bits[0]}-bit"
+    return f"mixed, {bits[0]} to {bits[-1]} bits" if bits else ""
 
 
 def _inherited(outer: Quantization | None, mode: str, name: str, allowed: tuple[int, ...]) -> Any:

@@ -1,5 +1,7 @@
 """Calibration in a conversion: sizes, sensible errors before the work, and going on after a stop."""
 
+import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from convert.evaluation import text_tokens
 from convert.recipe import named
 from convert.source import Source
 from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
+from olmo3_mlx.cli import main
 
 # A sliding and a full layer and a vocabulary of 512, as more of them show no more and calibrating takes time.
 EVEN: dict[str, Any] = {
@@ -90,7 +93,9 @@ def test_calibrated_weights_come_nearer_than_rounded_ones_of_the_same_size(
     assert better.bits_per_weight <= plain.bits_per_weight
     assert kl(source, tmp_path / "better", text) < 0.7 * kl(source, tmp_path / "plain", text)
     assert isinstance(load(tmp_path / "better")[0], Olmo3)
-    assert "Calibrated on text" in (tmp_path / "better" / "README.md").read_text()
+    assert (
+        "Calibrated on 512 tokens of text.txt (SHA-256 `" in (tmp_path / "better" / "README.md").read_text()
+    )
     assert "Rounded to nearest" in (tmp_path / "plain" / "README.md").read_text()
 
 
@@ -100,6 +105,24 @@ def test_a_target_is_met_and_nearly_used_up_counting_scales_in_the_dtype_that_th
 ) -> None:
     report = to_mlx(source, tmp_path / "dest", target_bpw=target, calibrate=text, dtype=dtype)
     assert target - 0.1 < report.bits_per_weight <= target
+
+
+def test_layers_that_no_group_size_divides_are_reported_by_a_run_that_goes_on_too(
+    text: Path, tmp_path: Path
+) -> None:
+    config = {**EVEN, "intermediate_size": 80}
+    source = save_checkpoint(tmp_path / "source", config, random_model(config).tensors())
+    cut_tokenizer(source, EVEN["vocab_size"])
+    downs = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(2))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
+    assert to_mlx(source, tmp_path / "dest", calibrate=text, resume=True).left_out == downs
+    assert to_mlx(source, tmp_path / "again", calibrate=text).left_out == downs
+    assert "| `mlp.down_proj` of all 2 layers | 32 | – | not" in (tmp_path / "dest" / "README.md").read_text()
 
 
 def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
@@ -112,6 +135,27 @@ def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(
     recipe.write_text("bits = 4\n")
     with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight: .* choose a wider dtype"):
         to_mlx(large, tmp_path / "dest", calibrate=text, recipe=recipe, dtype="float16")
+
+
+def test_cards_say_what_was_calibrated_on_and_that_figures_from_the_same_text_flatter(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("The rain had stopped before noon, and the road was dry again. " * 90)
+    flatter = "flatter the result, as it was calibrated on the text that it is measured on"
+    for measured_on in (text, other):
+        dest = tmp_path / measured_on.stem
+        given = ["--calibrate", str(text), "--text", str(measured_on)]
+        assert main(["convert", str(source), str(dest), *given]) == 0
+        figures = json.loads((dest / "quality.json").read_text())
+        sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
+        assert figures["calibration"] == {"name": "text.txt", "sha256": sha256, "tokens": 512}
+        page = (dest / "QUALITY.md").read_text()
+        assert f"The result was calibrated on 512 tokens of text.txt (SHA-256 `{sha256[:16]}…`)." in page
+        told = capsys.readouterr().err
+        assert main(["compare", str(source), str(dest), "--tokens", "64", "--text", str(measured_on)]) == 0
+        for words in (page, told, capsys.readouterr().out):
+            assert (flatter in words) == (measured_on == text)
 
 
 def test_a_recipe_stays_as_it_is_when_calibrated(source: Path, text: Path, tmp_path: Path) -> None:
@@ -278,7 +322,7 @@ def test_what_cannot_be_gone_on_with_is_refused_before_bits_are_chosen(
     journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([lines[0].replace("olmo3-mlx ", "olmo3-mlx 0."), *lines[1:]]))
-    for name in ("choose", "_check_finite"):
+    for name in ("choose", "check_all_finite"):
         monkeypatch.setattr(f"convert.planning.{name}", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(ConvertError, match=r"is another one \(another version of olmo3-mlx or mlx\): "):
         to_mlx(source, tmp_path / "dest", calibrate=text, resume=True)

@@ -106,6 +106,28 @@ def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measur
     assert json.loads(json.dumps(figures(quality(), measured))) == found
 
 
+@pytest.mark.parametrize(
+    ("device", "variable", "said"),
+    [
+        (mx.cpu, None, "on the CPU"),
+        (mx.gpu, None, "on the GPU (matrix products perhaps in TF32)"),
+        (mx.gpu, "1", "on the GPU (matrix products perhaps in TF32)"),
+        (mx.gpu, "0", "on the GPU"),
+    ],
+)
+def test_a_card_says_on_what_device_and_how_exactly_it_was_measured(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch, device: Any, variable: str | None, said: str
+) -> None:
+    monkeypatch.setattr("convert.card.page.mx.default_device", lambda: mx.Device(device))
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", variable)
+    assert f"in float32 {said}, and" in page(quality(), measured)
+    versions = figures(quality(), measured)["versions"]
+    assert versions["device"] == said[7:10].lower()
+    assert versions["tf32"] == ("possible" if "TF32" in said else "off")
+
+
 def test_the_same_figures_give_the_same_bytes_over_an_older_card(tmp_path: Path, measured: Measured) -> None:
     first = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
     (tmp_path / CARD).write_text("older")
@@ -239,6 +261,7 @@ def made(*kinds: Quantization, **known: Any) -> Quantized:
 
 FOUR, EIGHT = Quantization(4, 64), Quantization(8, 32)
 MORE, GROUPS, CALIBRATE = "more bits: `--bits", "groups", "--calibrate"
+DOWN = {"model.layers.0.mlp.down_proj": 352, "model.layers.1.mlp.down_proj": 352}
 RECIPE, TARGET = "where most", "--target-bpw"
 BITS, CHOSEN = {"by": "bits", "calibrated": False}, {"by": "bits", "calibrated": True}
 TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrated": True}
@@ -251,6 +274,23 @@ TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrate
         (made(FOUR, bits=4, **BITS), ("--group-size 32`, half a bit more than 64",), ("128",)),
         (made(Quantization(4, 128), bits=4, **BITS), ("64`, a quarter of a bit more than 128",), ("unless",)),
         (made(Quantization(4, 32), bits=4, **BITS), (MORE, CALIBRATE), (GROUPS,)),
+        (
+            made(FOUR, bits=4, left_out=DOWN, **BITS),
+            ("`--group-size 32` with more bits: 32 divides the inputs of `down_proj` too",),
+            ("a bit more",),
+        ),
+        (
+            made(Quantization(4, 128), bits=4, left_out=DOWN, **BITS),
+            ("`--group-size 32` with more bits",),
+            ("64", "a bit more"),
+        ),
+        (
+            made(Quantization(4, 128), bits=4, left_out={"a.up_proj": 192}, **BITS),
+            ("-size 64` with more",),
+            (),
+        ),
+        (made(FOUR, bits=4, left_out={"a.up_proj": 80}, **BITS), ("`--group-size 32`\n",), ("a bit more",)),
+        (made(FOUR, left_out=DOWN, **TOLD), ("groups of 32 in the recipe with more bits: 32 divides",), ()),
         (made(Quantization(6, 64), bits=6, **BITS), ("`--bits 8`",), ("`--bits 5`",)),
         (made(EIGHT, bits=8, **BITS), (CALIBRATE,), ("more", GROUPS, RECIPE, TARGET)),
         (made(EIGHT, bits=8, **CHOSEN), (), ("try",)),

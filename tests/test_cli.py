@@ -983,9 +983,35 @@ def test_inspect_tells_how_the_demo_is_quantized(olmo3: Run) -> None:
     out = olmo3("inspect").out
     assert out.startswith(
         "demo: Olmo 3, 10.63 M parameters, context 4,096 tokens\n"
-        "weights as they are: 4-bit affine, group size 64\n"
+        "weights as they are: 4-bit affine, group size 64: 4.51 bits per weight\n"
     )
     assert "memory in MiB" in out
+    assert "stored weights" not in out  # they are what the column of 4 bits says
+
+
+def test_inspect_shows_what_a_mixed_checkpoint_takes(
+    olmo3: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'bits = 4\n[layers]\n"*.q_proj" = 8\nlm_head = "none"\n'
+        '"*.down_proj" = { bits = 3, group_size = 32 }\n'
+    )
+    dest = tmp_path / "dest"
+    assert olmo3("convert", tiny_checkpoint, dest, "--recipe", tmp_path / "recipe.toml").code == 0
+    size = sum(array.nbytes for array in mx.load(str(dest / "model.safetensors")).values())
+    found = facts(olmo3("inspect", "--model", dest, "--json"))
+    assert list(found["weight_bytes"]) == ["stored", "bf16", "8-bit", "4-bit"]
+    assert found["weight_bytes"]["stored"] == size
+    parameters = sum(found["parameters"].values())
+    said = f"\nweights as they are: mixed, 3 to 8 bits: {8 * size / parameters:.2f} bits per weight\n"
+    for there in ("all files", "config and index"):
+        out = olmo3("inspect", "--model", dest).out
+        assert said in out, there
+        (row,) = (line for line in lines_of(out) if line[:2] == ["weights", "alone"])
+        assert row[2] == f"{size / 2**20:.2f}", there
+        (dest / "model.safetensors").unlink(missing_ok=True)
+    (dest / "model.safetensors.index.json").unlink()
+    assert "\nweights as they are: mixed, 3 to 8 bits\n" in olmo3("inspect", "--model", dest).out
 
 
 def test_a_folder_named_like_a_size_is_the_folder(

@@ -74,6 +74,18 @@ def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Pat
     assert done.err == ""
 
 
+def test_advice_is_of_groups_that_divide_what_was_left_out(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The width of TINY's feed-forward is 96, which 64 does not divide and 32 does."""
+    words = "--group-size 32 with more bits: 32 divides the inputs of down_proj too"
+    done = olmo3("convert", pair[0], tmp_path / "2bit", "--bits", 2)
+    assert words in done.err.replace("`", "")
+    assert words in olmo3("compare", pair[0], tmp_path / "2bit", *FEW).out
+    done = olmo3("convert", pair[0], tmp_path / "even", "--bits", 2, "--group-size", 32)
+    assert "divides" not in done.err
+
+
 def test_a_checkpoint_beside_itself_is_identical(olmo3: Run, pair: tuple[Path, Path]) -> None:
     done = olmo3("compare", pair[0], pair[0], *FEW)
     assert done.code == 0
@@ -98,6 +110,19 @@ def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
     assert {**found, **names} == json.loads((tmp_path / "quality.json").read_text())
     assert f"\n{names['command']}\n" in (tmp_path / "QUALITY.md").read_text()
     assert "**›**" in (tmp_path / "QUALITY.md").read_text()
+
+
+def test_a_cards_folder_is_made_and_a_card_that_it_holds_is_not_overwritten(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "card"
+    assert olmo3("compare", *pair, *FEW, "--card", folder).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "QUALITY.md" in before
+    done = olmo3("compare", pair[0], pair[0], *FEW, "--card", folder)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "holds a card already (QUALITY.md, quality.json): name another folder, or remove it" in done.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple[Path, Path]) -> None:
@@ -189,7 +214,12 @@ def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
         (("--length", 300), 2, "as many as the context, 256, not 300"),
         (("--length", 1), 2, "sequences of 2 or more tokens"),
         (("--text", "/nonexistent.txt"), 2, "/nonexistent.txt: the text cannot be read"),
-        (("--card", "/nonexistent"), 2, "--card /nonexistent: expected a folder that is there"),
+        (("--card", __file__), 2, "test_compare.py: expected a folder"),
+        (
+            ("--card", f"{__file__}/card"),
+            2,
+            "test_compare.py/card: the folder cannot be made (Not a directory)",
+        ),
         (("--revision-a", "main"), 1, "is a folder here"),
     ],
 )

@@ -1,6 +1,7 @@
 """What may be asked of a conversion: anything else gets one line that says so, before any work."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ def test_an_option_of_another_type_is_refused_with_what_was_expected(
         ({"bits": None, "mode": "mxfp4"}, r"mode \(--mode\) is for quantizing: give bits"),
         ({"recipe": "mixed_4_6", "group_size": 32}, "a recipe says bits, group size and mode"),
         ({"recipe": "mixed_4_6", "mode": "mxfp4"}, "a recipe says bits, group size and mode"),
-        ({"target_bpw": 4.5, "group_size": 32}, "chooses group sizes itself: leave out group_size"),
+        ({"recipe": "mixed_4_6", "bits": 4}, "a recipe says bits, group size and mode"),
+        ({"target_bpw": 4.5, "group_size": 32}, "chooses bits and group sizes itself: leave out group_size"),
+        ({"target_bpw": 4.5, "bits": 4}, "chooses bits and group sizes itself: leave out bits"),
+        ({"bits": 8, "mode": "mxfp4"}, r"^bits must be 4 in mode mxfp4, not 8$"),
+        ({"group_size": 64, "mode": "nvfp4"}, r"^group_size must be 16 in mode nvfp4, not 64$"),
+        ({"bits": 7}, r"^bits must be one of 2, 3, 4, 5, 6, 8 in mode affine, not 7$"),
         ({"card": False, "text": "a.txt"}, r"give card=True \(no --no-card\), or leave out"),
         (
             {"bits": None, "card": None, "text": "a.txt"},
@@ -101,6 +107,18 @@ def test_the_command_line_refuses_what_it_would_ignore(
     assert said.err.startswith("olmo3 convert: error: ")
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("affine", 4), ("mxfp4", 4), ("nvfp4", 4), ("mxfp8", 8)])
+def test_bits_that_are_left_out_are_the_modes_usual_ones_from_python_too(
+    tiny_checkpoint: Path, mode: str, bits: int
+) -> None:
+    dest = tiny_checkpoint.with_name("python")
+    to_mlx(tiny_checkpoint, dest, mode=mode)
+    assert json.loads((dest / "config.json").read_text())["quantization"]["bits"] == bits
+    told = tiny_checkpoint.with_name("told")
+    assert main(["convert", str(tiny_checkpoint), str(told), "--mode", mode, "--no-card"]) == 0
+    assert (told / "config.json").read_bytes() == (dest / "config.json").read_bytes()
 
 
 def test_a_cast_is_measured_on_a_text_where_a_card_is_asked_for(tiny_checkpoint: Path) -> None:

@@ -198,7 +198,11 @@ def test_progress_reaches_the_total_once_and_never_goes_back(pair: tuple[Source,
     ("change", "named"),
     [
         ({"vocab_size": 256}, r"vocab_size \(128 and 256\)"),
-        ({"num_hidden_layers": 3}, r"num_hidden_layers \(4 and 3\), layer_types"),
+        ({"num_hidden_layers": 8}, r"differ in num_hidden_layers \(4 and 8\)$"),
+        (
+            {"layer_types": ["sliding_attention", *["full_attention"] * 3]},
+            r"differ in layer_types \(of layers\.1: sliding_attention and full_attention\)$",
+        ),
         ({"num_key_value_heads": 4}, r"num_key_value_heads \(2 and 4\)"),
     ],
 )
@@ -235,8 +239,22 @@ def test_weights_that_are_not_finite_are_refused(
 ) -> None:
     model = random_model(TINY)
     model.load_weights([(name, mx.full(model.tensors()[name].shape, math.nan))], strict=False)
-    with pytest.raises(CheckpointError, match="finite"):
-        measure(pair[0], save(tmp_path / "nan", model), TOKENS)
+    bad = save(tmp_path / "nan", model)
+    for two in ((pair[0], bad), (bad, pair[0])):
+        with pytest.raises(CheckpointError, match=rf"^\S*/nan: NaN or infinite values in {name}: "):
+            measure(*two, TOKENS)
+
+
+def test_states_that_overflow_with_finite_weights_are_refused(
+    pair: tuple[Source, Source], tmp_path: Path
+) -> None:
+    model = random_model(TINY)
+    name = "model.layers.1.mlp.up_proj.weight"
+    model.load_weights([(name, mx.full(model.tensors()[name].shape, 3e38))], strict=False)
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1 gives what is not finite, although all weights are"
+    ):
+        measure(pair[0], save(tmp_path / "large", model), TOKENS)
 
 
 def test_the_error_of_a_mean_knows_that_neighbours_resemble_each_other() -> None:

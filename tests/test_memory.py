@@ -12,7 +12,7 @@ from olmo3_mlx import Olmo3, Olmo3Config, load, working_space
 from olmo3_mlx.cache import Cache
 from olmo3_mlx.errors import CheckpointError, MemoryFitError, OptionError
 from olmo3_mlx.hub import DEMO
-from olmo3_mlx.machine import MemoryWatch, machine_bytes, wired
+from olmo3_mlx.machine import MemoryWatch, little_kept, machine_bytes, wired
 from olmo3_mlx.memory import cache_bytes, stored_itemsize, stored_weight_bytes, weight_bytes
 from olmo3_mlx.memory_plan import MemoryFit, MemoryPlan, plan
 from olmo3_mlx.published import SIZES
@@ -359,6 +359,17 @@ class FakeMetal:
         self.calls.append(f"set {limit}")
         before, self.limit = self.limit, limit
         return before
+
+
+def test_little_is_kept_only_as_long_as_asked() -> None:
+    before = mx.set_cache_limit(2**33)
+    try:
+        with pytest.raises(KeyError), little_kept():
+            assert mx.set_cache_limit(2**30) == 2**30
+            raise KeyError
+        assert mx.set_cache_limit(before) == 2**33
+    finally:
+        mx.set_cache_limit(before)
 
 
 def test_the_wired_limit_is_what_mlx_recommends_and_restored_after_running_work(

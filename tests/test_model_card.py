@@ -1,6 +1,7 @@
 """The card that a result gets for the hub, and putting it there, at the border of the hub's client."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,86 @@ def test_the_card_lists_which_layers_have_how_many_bits_and_how_to_run_them(
     (even / "chat_template.jinja").write_text(CHAT)
     report = to_mlx(even, tmp_path / "mixed", recipe=recipe)
     text = (tmp_path / "mixed" / "README.md").read_text()
-    assert "| `mlp.down_proj` (4) | 6 | 64 | affine |" in text
+    assert "| `mlp.down_proj` of all 4 layers | 6 | 64 | affine |" in text
     assert "| `lm_head` | 8 | 32 | affine |" in text
-    assert "`self_attn.q_proj` (4)" in text
+    assert "`mlp.gate_proj`, `mlp.up_proj` of all 4 layers" in text
     assert f" MB, {report.bits_per_weight:.3f} bits per weight" in text
     assert "0.00 GB" not in text
     assert "olmo3 chat --model mixed\n" in text
     assert "mlx_lm.chat --model mixed\n" in text
+
+
+def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    rules = '"*.v_proj" = { bits = 4, group_size = 64 }\nlm_head = "none"\n'
+    recipe.write_text(f"bits = 4\ngroup_size = 128\n[layers]\n{rules}")
+    to_mlx(even, tmp_path / "dest", recipe=recipe, dtype="bfloat16")
+    lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
+    (plain,) = (line for line in lines if "not quantized |" in line)
+    assert "`lm_head`" in plain
+    assert "`embed_tokens`" in plain
+    assert plain.endswith(" | 16 | – | not quantized |")
+    (norms,) = (line for line in lines if line.startswith("Norms are bfloat16."))
+    assert "does not divide their inputs: `mlp.gate_proj`, `mlp.up_proj`, " in norms
+    assert "lm_head" not in norms
+
+
+def test_a_dequantized_model_does_not_pass_for_the_original(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    source = cached_with(even, tmp_path, "license: mit")
+    to_mlx(source, tmp_path / "small", bits=3)
+    for card in (True, False):
+        dest = tmp_path / f"card-{card}"
+        to_mlx(tmp_path / "small", dest, bits=None, dtype="bfloat16", card=card)
+        text = (dest / "README.md").read_text()
+        assert (
+            "\n[allenai/Olmo-3-7B-Instruct](https://huggingface.co/allenai/Olmo-3-7B-Instruct), dequantized "
+            "for MLX to bfloat16 from the quantized checkpoint `small` (3-bit affine, group size 64): "
+        ) in text
+        assert "What quantizing lost is not back." in text
+        assert ("Measured against the quantized checkpoint that it was made from: **" in text) == card
+        assert "against the original" not in text
+    assert "The original here is a quantized checkpoint itself (3-bit affine, group size 64): " in (
+        tmp_path / "card-True" / "QUALITY.md"
+    ).read_text().replace("\n", " ")
+
+
+def test_a_folder_is_what_a_result_was_made_from_where_no_hub_id_is_known(even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "dest")
+    assert "\nThe Olmo 3 model `source` quantized for MLX: " in (tmp_path / "dest" / "README.md").read_text()
+    to_mlx(tmp_path / "dest", tmp_path / "back", bits=None, dtype="float16")
+    text = (tmp_path / "back" / "README.md").read_text()
+    assert "\nAn Olmo 3 model, dequantized for MLX to float16 from the quantized checkpoint `dest` (" in text
+
+
+def test_the_commands_on_the_card_hold_names_with_spaces_and_quotes(even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "sp ace'q")
+    text = (tmp_path / "sp ace'q" / "README.md").read_text()
+    commands = [shlex.split(line) for line in text.splitlines() if " --model " in line]
+    assert [words[words.index("--model") + 1] for words in commands] == ["sp ace'q"] * 2
+
+
+def test_the_card_says_which_layers_and_stays_short_for_many(tmp_path: Path) -> None:
+    config = {**TINY, "intermediate_size": 64, "vocab_size": 8192, "num_hidden_layers": 12}
+    tensors = random_model(config).tensors()
+    source = save_checkpoint(tmp_path / "source", config, tensors)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'bits = 4\n[layers]\n"model.layers.[0235].*.up_proj" = 6\n"model.layers.7.*.up_proj" = "none"\n'
+        '"model.layers.[02468].*.q_proj" = 6\n"model.layers.3.*.v_proj" = 6\n'
+    )
+    to_mlx(source, tmp_path / "dest", recipe=recipe)
+    lines = (tmp_path / "dest" / "README.md").read_text().splitlines()
+    rows = {line.split(" | ")[1]: line.split(" | ")[0] for line in lines if line.startswith("| `")}
+    assert rows["6"] == (
+        "| `self_attn.q_proj` of 5 layers; `mlp.up_proj` of layers 0, 2–3, 5; `self_attn.v_proj` of layer 3"
+    )
+    assert rows["32"] == "| `mlp.up_proj` of layer 7"
+    assert "Norms are float32. Each layer's bits are in config.json." in lines
+    assert "`self_attn.q_proj` of 7 layers" in rows["4"]
+    assert "`mlp.gate_proj`, `mlp.down_proj` of all 12 layers; " in rows["4"]
 
 
 def test_a_template_in_the_tokenizers_config_is_one_too(even: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ counts by one over its output's mean square, because that is what the norm makes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,13 +26,10 @@ from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.solving import Metric
 from convert.layers import Layers, run, split
-from convert.quantize import rounded
 from convert.source import Source
 from convert.stored import dequantized
 from olmo3_mlx.model import Block
 from olmo3_mlx.quantization import Quantization
-
-Plan = Mapping[str, Quantization | None]  # layer path -> how it is quantized, None if it is not
 
 _Through = Callable[[Block, mx.array], mx.array]  # a block's input -> one of its layers'
 
@@ -44,12 +41,13 @@ _ROWS = 16384  # of embedding or head, quantized at once
 
 @dataclass(frozen=True)
 class Moments:
-    """What a layer's inputs are like: hessian = sum of x x^T, drift = sum of (original x - x) x^T, both
-    [n, n] and over tokens, weighted, where x is the input in the quantized model.
+    """What a layer's inputs are like: the metric of the sum of x x^T, and drift [n, n], the sum of
+    (original x - x) x^T, both over tokens, weighted, where x is the input in the quantized model; None if
+    there is no drift.
     """
 
-    hessian: mx.array
-    drift: mx.array
+    metric: Metric
+    drift: mx.array | None
 
     @classmethod
     def of(cls, pairs: Iterator[tuple[mx.array, mx.array]]) -> "Moments":
@@ -57,28 +55,38 @@ class Moments:
         hessian = drift = mx.array(0.0)
         for here, there in pairs:
             hessian = hessian + here.T @ here
+            mx.eval(hessian)  # by itself: each of them may have gigabytes
             drift = drift + (there - here).T @ here
-            mx.eval(hessian, drift)
-        return cls(hessian, drift)
+            mx.eval(drift)
+        left = [hessian]
+        del hessian  # so that nothing holds it while it is factored
+        return cls(Metric.of(left.pop()), drift)
 
-    @cached_property
-    def metric(self) -> Metric:
-        """What errors cost there; found once."""
-        return Metric.of(self.hessian)
-
-    def aim(self, weight: mx.array) -> mx.array:
-        """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs."""
-        return weight + _AIM * self.metric.inverse(weight @ self.drift)
+    def aimed(self, weight: mx.array) -> tuple[mx.array, Metric]:
+        """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs, and what
+        errors of theirs cost.
+        """
+        if self.drift is not None:
+            weight = weight + _AIM * self.metric.inverse(weight @ self.drift)
+            mx.eval(weight)
+        return weight, self.metric
 
 
 class Calibration:
     """A model on its way through being quantized; the methods are called in the order shown above.
 
+    `plan` says how layers are quantized, by their paths, all in mode affine; others are left as they are.
     `tokens` [N, L] are the text; scales, biases and what is not quantized are in `dtype`, by default the
     source's. Results are a function of the arguments alone.
     """
 
-    def __init__(self, source: Source, plan: Plan, tokens: mx.array, dtype: mx.Dtype | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        plan: Mapping[str, Quantization],
+        tokens: mx.array,
+        dtype: mx.Dtype | None = None,
+    ) -> None:
         self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
         self._layers = Layers(source)
         self._original = split(self._layers.embed(tokens))
@@ -90,11 +98,8 @@ class Calibration:
         if how is None:
             self._hidden = [self._as_written(f"{EMBEDDING}.weight", state) for state in self._original]
             return {}
-        moments = None
-        if how.mode == "affine":
-            hessian = embedding_hessian(self._source, self._tokens)
-            moments = Moments(hessian, mx.zeros_like(hessian))
-        made = self._in_rows(EMBEDDING, how, moments)
+        metric = Metric.of(embedding_hessian(self._source, self._tokens))
+        made = self._in_rows(EMBEDDING, how, Moments(metric, None))
         ids, places = np.unique(np.array(self._tokens), return_inverse=True)
         looked_up = {name: array[mx.array(ids)] for name, array in made.items()}
         rows = _dense(looked_up, EMBEDDING, how)
@@ -123,12 +128,12 @@ class Calibration:
                 how, weight = self._plan.get(f"{path}.{name}"), weights[f"{name}.weight"]
                 if how is None:
                     continue
-                moments = None
-                if how.mode == "affine" and name.endswith(_NORMED):
-                    moments = Moments.of(inputs(weight))
-                elif how.mode == "affine":
-                    moments = shared = shared or Moments.of(inputs(None))
-                tensors = self._made(f"{path}.{name}", weight, how, moments)
+                if name.endswith(_NORMED):
+                    weight, metric = Moments.of(inputs(weight)).aimed(weight)
+                else:
+                    shared = shared or Moments.of(inputs(None))
+                    weight, metric = shared.aimed(weight)
+                tensors = self._made(f"{path}.{name}", weight, metric, how)
                 made.update(tensors)
                 replaced.append((f"{name}.weight", _dense(tensors, f"{path}.{name}", how)))
             block.load_weights(replaced, strict=False)
@@ -157,14 +162,9 @@ class Calibration:
         )
         return self._in_rows(HEAD, how, moments)
 
-    def _made(
-        self, path: str, weight: mx.array, how: Quantization, moments: Moments | None
-    ) -> dict[str, mx.array]:
-        """Tensors by name; by rounding to nearest for modes whose scales cannot be fitted."""
-        if moments is None:
-            return rounded(f"{path}.weight", weight, how)
-        dtype = self._dtype_of(f"{path}.weight")
-        return quantized(moments.aim(weight), moments.metric, how, dtype).tensors(path)
+    def _made(self, path: str, weight: mx.array, metric: Metric, how: Quantization) -> dict[str, mx.array]:
+        """Tensors by name."""
+        return quantized(weight, metric, how, self._dtype_of(f"{path}.weight")).tensors(path)
 
     def _unquantized(self, index: int) -> Block:
         """Block `index` in float32 with norms, and layers that stay as they are, as the result has them: a
@@ -203,13 +203,13 @@ class Calibration:
                 here, there = here / size, there / size
             yield here, there
 
-    def _in_rows(self, path: str, how: Quantization, moments: Moments | None) -> dict[str, mx.array]:
+    def _in_rows(self, path: str, how: Quantization, moments: Moments) -> dict[str, mx.array]:
         """Embedding or head, some rows at a time."""
         tensor = self._source.tensors[f"{path}.weight"]
         parts = []
         for start in range(0, tensor.shape[0], _ROWS):
             rows = tensor.rows(start, min(start + _ROWS, tensor.shape[0])).astype(mx.float32)
-            parts.append(self._made(path, rows, how, moments))
+            parts.append(self._made(path, *moments.aimed(rows), how))
         return {name: mx.concatenate([made[name] for made in parts]) for name in parts[0]}
 
     def _advance(self, original: Block, block: Block) -> None:

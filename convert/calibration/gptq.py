@@ -182,7 +182,7 @@ def _least_squares(codes: mx.array, slopes: mx.array, hessian: mx.array, count: 
         mixed.append(seen.sum(-1))
         mx.eval(first[-1], mixed[-1])
     scales, both = mx.stack(first, axis=1), mx.stack(mixed, axis=1)  # [rows, count, count]
-    biases = hessian.reshape(count, group, count, group).sum((1, 3))
+    biases = hessian.reshape(count, group, n).sum(1).reshape(count, count, group).sum(-1)
     diagonal = mx.stack(
         [mx.diagonal(scales, 0, 1, 2), mx.broadcast_to(mx.diag(biases), (rows, count))], axis=1
     )

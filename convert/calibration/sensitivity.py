@@ -148,7 +148,8 @@ def costs(source: Source, tokens: mx.array, stage: Stage = lambda what: None) ->
         stage(f"choosing bits, layer {index + 1} of {layers.count}")
         block = layers.block(index)
         hidden = states[""]
-        states = {path: run(block, state) for path, state in states.items()}
+        for path, state in states.items():
+            states[path] = run(block, state)
         for name in _LAYERS:
             weight = layers.weight(f"model.layers.{index}.{name}.weight")
             block.load_weights([(f"{name}.weight", _rounded(weight))], strict=False)

@@ -1,7 +1,7 @@
 """Large symmetric systems, by matrix products on MLX's device, as its own solvers run on the CPU alone."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -26,11 +26,10 @@ class Metric(NamedTuple):
     def of(cls, hessian: mx.array) -> "Metric":
         """Of [n, n], positive semidefinite; an input that was always 0 is no trouble."""
         mean = float(mx.diag(hessian).mean().item()) or 1.0  # type: ignore[arg-type]
-        damped = with_ridge(hessian / mean, _DAMPING)
-        order = mx.argsort(-mx.diag(damped))
-        factor = _inverse_factor(damped[order][:, order])
-        mx.eval(damped, order, factor)
-        return cls(damped, mean, order, factor)
+        hessian = with_ridge(hessian / mean, _DAMPING)  # which is let go of: it can have gigabytes
+        order = mx.argsort(-mx.diag(hessian))
+        mx.eval(hessian, order)
+        return cls(hessian, mean, order, _inverse_factor(_cholesky(hessian, order[::-1])))
 
     def inverse(self, rows: mx.array) -> mx.array:
         """rows [m, n] times the inverse of the damped Hessian, undivided."""
@@ -41,47 +40,79 @@ class Metric(NamedTuple):
 def with_ridge(matrix: mx.array, ridge: float) -> mx.array:
     """`matrix` [n, n] with `ridge` added to its diagonal."""
     count = mx.arange(len(matrix))
-    return mx.where(count[:, None] == count, matrix + ridge, matrix)
+    return matrix.at[count, count].add(ridge)
 
 
-def _inverse_factor(matrix: mx.array) -> mx.array:
-    """The upper triangular F with F^T F the inverse of `matrix`: with L L^T = matrix read backwards, F is
-    the inverse of L read backwards.
+def _cholesky(matrix: mx.array, order: mx.array) -> list[mx.array]:
+    """The lower triangular L with L L^T = matrix [n, n], positive definite, its rows and columns in `order`.
+
+    In blocks of columns, each from the diagonal on down, [n, _BLOCK], [n - _BLOCK, _BLOCK], ...; those on the
+    diagonal are factored in float64.
     """
-    return _lower_inverse(_cholesky(matrix[::-1, ::-1]))[::-1, ::-1]
-
-
-def _cholesky(matrix: mx.array) -> mx.array:
-    """The lower triangular L with L L^T = matrix, positive definite. The blocks on the diagonal are factored
-    in float64.
-    """
-    columns, rest = [], matrix
+    columns: list[mx.array] = []
     for start in range(0, len(matrix), _BLOCK):
-        size = min(_BLOCK, len(rest))
-        corner = np.linalg.cholesky(np.array(rest[:size, :size], np.float64))
-        below = rest[size:, :size] @ mx.array(np.linalg.inv(corner).T.astype(np.float32))
-        column = mx.concatenate([mx.zeros((start, size)), mx.array(corner.astype(np.float32)), below])
-        columns.append(column)
-        rest = rest[size:, size:] - below @ below.T
-        mx.eval(column, rest)
-    return mx.concatenate(columns, axis=1)
+        here = order[start : start + _BLOCK]
+        column = matrix[here][:, order[start:]].T
+        for place, done in enumerate(columns):
+            rows = done[start - place * _BLOCK :]
+            column = column - rows @ rows[: len(here)].T
+        corner = np.linalg.cholesky(np.array(column[: len(here)], np.float64))
+        below = column[len(here) :] @ _float32(np.linalg.inv(corner).T)
+        columns.append(mx.concatenate([_float32(corner), below]))
+        mx.eval(columns[-1])
+    return columns
 
 
-def _lower_inverse(lower: mx.array) -> mx.array:
-    """The inverse of a lower triangular matrix, by halves."""
-    if len(lower) <= _BLOCK:
-        return mx.array(np.tril(np.linalg.inv(np.array(lower, np.float64))).astype(np.float32))
-    half = len(lower) // 2
-    first, last = _lower_inverse(lower[:half, :half]), _lower_inverse(lower[half:, half:])
-    below = -(last @ lower[half:, :half]) @ first
+def _inverse_factor(columns: list[mx.array]) -> mx.array:
+    """The inverse of `_cholesky`'s L read backwards, [n, n]: the upper triangular F with F^T F the inverse of
+    what L L^T is read backwards. It takes the columns away, and reads blocks backwards as it puts them in
+    place, as a whole matrix of a 32B's has 3 GB.
+    """
+    count, half = len(columns[0]), len(columns) // 2 * _BLOCK
+    first, below, last = _halves(columns)
+    columns.clear()
+    factor = mx.zeros((count, count))
+    end = count - half
+    factor[:end, :end] = last[::-1, ::-1]
+    mx.eval(factor)
+    del last
+    if half:
+        factor[:end, end:] = below[::-1, ::-1]
+        factor[end:, end:] = first[::-1, ::-1]
+        mx.eval(factor)
+    return factor
+
+
+def _halves(columns: list[mx.array]) -> tuple[mx.array, mx.array, mx.array]:
+    """The blocks of a lower triangular matrix's inverse: upper left, lower left, lower right. The first two
+    are empty if it is a single block of columns.
+    """
+    if len(columns) == 1:
+        corner = np.tril(np.linalg.inv(np.array(columns[0], np.float64)))
+        return mx.zeros((0, 0)), mx.zeros((len(corner), 0)), _float32(corner)
+    half = len(columns) // 2
+    size = half * _BLOCK
+    first = _inverse([column[: size - place * _BLOCK] for place, column in enumerate(columns[:half])])
+    last = _inverse(columns[half:])
+    beneath = [column[size - place * _BLOCK :] for place, column in enumerate(columns[:half])]
+    below = -(last @ mx.concatenate(beneath, axis=1)) @ first
+    mx.eval(below)
+    return first, below, last
+
+
+def _inverse(columns: list[mx.array]) -> mx.array:
+    """The inverse of a lower triangular matrix [n, n], by halves."""
+    first, below, last = _halves(columns)
+    beside = mx.zeros((len(first), len(last)))
     whole = mx.concatenate(
-        [
-            mx.concatenate([first, mx.zeros((half, len(lower) - half))], axis=1),
-            mx.concatenate([below, last], axis=1),
-        ]
+        [mx.concatenate([first, beside], axis=1), mx.concatenate([below, last], axis=1)], axis=0
     )
     mx.eval(whole)
     return whole
+
+
+def _float32(array: np.ndarray[Any, Any]) -> mx.array:
+    return mx.array(array.astype(np.float32))
 
 
 def solved(times: Callable[[mx.array], mx.array], right: mx.array, diagonal: mx.array) -> mx.array:

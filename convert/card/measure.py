@@ -15,6 +15,7 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
+from convert.finite import check_all_finite
 from convert.layers import Layers, States, run, split
 from convert.pipeline import Progress
 from convert.source import Source
@@ -23,7 +24,7 @@ from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptE
 
 _SAME = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "layer_types",
+    "num_key_value_heads", "head_dim",
 )  # fmt: skip
 
 
@@ -49,26 +50,37 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
         count(2 * _elements(_of_block(original, index)))
     if not np.isfinite([e.accumulated for e in errors]).all():
         bad = next(e.name for e in errors if not np.isfinite(e.accumulated))
-        raise CheckpointError(f"{original.folder}, {result.folder}: {bad} gives what is not finite")
+        raise _not_finite(original, result, f"{bad} gives what is not finite")
     actual = np.array(tokens[:, 1:], np.int64)
     hidden = (_predicting(ours), _predicting(theirs))
     del ours, theirs
     found = divergence(first, second, hidden, actual.ravel(), count)
     if not np.isfinite(found.kl).all():
-        raise CheckpointError(f"{original.folder}, {result.folder}: logits are not finite")
+        raise _not_finite(original, result, "logits are not finite")
     count.end()
     return summary(found, actual, tuple(errors), (original.size, result.size))
+
+
+def _not_finite(original: Source, result: Source, what: str) -> CheckpointError:
+    """What to raise: the error that names a checkpoint's weight, or else what was found, of both."""
+    try:
+        for source in (original, result):
+            check_all_finite(source)
+    except CheckpointError as error:
+        return error
+    return CheckpointError(f"{original.folder}, {result.folder}: {what}, although all weights are")
 
 
 def check_comparable(original: Source, result: Source) -> None:
     """Raise ConvertError, naming what differs, unless both are of one architecture and vocabulary. How
     they rotate and how far sliding layers see may differ: stages of training do.
     """
-    differ = [
-        f"{name} ({getattr(original.config, name)} and {getattr(result.config, name)})"
-        for name in _SAME
-        if getattr(original.config, name) != getattr(result.config, name)
-    ]
+    each = {name: (getattr(original.config, name), getattr(result.config, name)) for name in _SAME}
+    differ = [f"{name} ({a} and {b})" for name, (a, b) in each.items() if a != b]
+    layers = list(zip(original.config.layer_types, result.config.layer_types, strict=False))
+    first = next((i for i, (a, b) in enumerate(layers) if a != b), None)
+    if first is not None:  # one of them, as there may be 64
+        differ.append(f"layer_types (of layers.{first}: {' and '.join(layers[first])})")
     if differ:
         raise ConvertError(
             f"{original.folder} and {result.folder} cannot be compared: they differ in {', '.join(differ)}"

@@ -1,6 +1,7 @@
 """The quality card: QUALITY.md for people, quality.json for programs, and two pictures."""
 
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from convert.card.calibrated import CalibratedOn
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, Position, Quality
 from convert.card.verdict import Quantized, advice, limits, meaning, verdict
@@ -23,6 +25,7 @@ from olmo3_mlx.errors import ConvertError
 SCHEMA = 1  # of quality.json; a change that breaks readers makes it 2
 CARD, FIGURES = "QUALITY.md", "quality.json"
 LAYERS_PICTURE, KL_PICTURE = "quality-layers.png", "quality-kl.png"
+FLATTERED = "These figures flatter the result, as it was calibrated on the text that it is measured on"
 _CONTEXT = 12  # tokens shown before and after one
 
 Decode = Callable[[Sequence[int]], str]
@@ -31,8 +34,8 @@ Decode = Callable[[Sequence[int]], str]
 @dataclass(frozen=True)
 class Measured:
     """What was measured, for the card: the names of both checkpoints, what the text is and its SHA-256, the
-    tokens [N, L], the command that does it again, what turns ids into text, and how the result was quantized
-    if that is known.
+    tokens [N, L], the command that does it again, what turns ids into text, how the result was quantized if
+    that is known, and how the original is `quantized` itself, in words, if it is.
     """
 
     original: str
@@ -43,6 +46,17 @@ class Measured:
     command: str
     decode: Decode
     made: Quantized | None = None
+    quantized: str = ""
+
+    @property
+    def flattered(self) -> bool:
+        """Whether the result was calibrated on this text."""
+        return self.made is not None and self.made.saw(self.text_sha256)
+
+    @property
+    def calibration(self) -> CalibratedOn | None:
+        """What the result was calibrated on, if that is known."""
+        return None if self.made is None else self.made.on
 
 
 def called(name: str | Path) -> str:
@@ -91,6 +105,7 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
         "verdict": verdict(quality),
         "advice": list(advice(quality, measured.made)),
         "original": measured.original,
+        "original_quantized": measured.quantized or None,
         "result": measured.result,
         "text": {
             "name": measured.text,
@@ -98,6 +113,7 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
             "sequences": measured.tokens.shape[0],
             "length": measured.tokens.shape[1],
         },
+        "calibration": None if measured.calibration is None else measured.calibration._asdict(),
         "command": measured.command,
         "versions": versions(),
         **asdict(quality),
@@ -108,10 +124,14 @@ def figures(quality: Quality, measured: Measured) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What measured it."""
+    device = str(mx.default_device().type).rpartition(".")[2]
+    # GPUs that have TF32 multiply float32 in it, unless MLX is told otherwise.
+    tf32 = device == "gpu" and os.environ.get("MLX_ENABLE_TF32", "1") != "0"
     return {
         "olmo3-mlx": __version__,
         "mlx": metadata.version("mlx"),
-        "device": str(mx.default_device().type).rpartition(".")[2],
+        "device": device,
+        "tf32": "possible" if tf32 else "off",
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -121,7 +141,7 @@ def page(quality: Quality, measured: Measured) -> str:
     word = verdict(quality)
     sections = [
         f"# How far {_name(measured.result)} is from {_name(measured.original)}",
-        f"**{word.capitalize()}**: {meaning(word)}. {_sentence(quality)}",
+        f"**{word.capitalize()}**: {meaning(word)}. {_sentence(quality)}{_caution(measured)}",
         _table(quality),
         f"![KL divergence, position by position]({KL_PICTURE})",
         f"![Error of the hidden states, layer by layer]({LAYERS_PICTURE})",
@@ -144,6 +164,19 @@ def _sentence(quality: Quality) -> str:
         f"It takes {theirs.bytes / ours.bytes:.0%} of the bytes, and at {quality.agreement:.1%} of "
         f"{quality.tokens:,} positions in a text its most likely next token is the original's."
     )
+
+
+def _caution(measured: Measured) -> str:
+    """What stands behind the verdict where that would be misread, as more paragraphs."""
+    said = ""
+    if measured.quantized:
+        said += (
+            f"\n\nThe original here is a quantized checkpoint itself ({measured.quantized}): what quantizing "
+            f"lost is not in these figures."
+        )
+    if measured.flattered:
+        said += f"\n\n{FLATTERED}."
+    return said
 
 
 def _table(quality: Quality) -> str:
@@ -171,14 +204,18 @@ def _table(quality: Quality) -> str:
 
 def _method(quality: Quality, measured: Measured) -> str:
     count, length = measured.tokens.shape
-    made = versions()
+    made, on = versions(), measured.calibration
+    tf32 = " (matrix products perhaps in TF32)" if made["tf32"] == "possible" else ""
+    calibrated = "" if on is None else f"The result was calibrated on {on.in_words}.\n\n"
     return (
         f"Both models read {count} sequences of {length:,} tokens from {measured.text} "
-        f"(SHA-256 `{measured.text_sha256[:16]}…`), in float32, and their predictions of every token but "
-        f"each sequence's first were compared: {quality.tokens:,} in all. KL is "
+        f"(SHA-256 `{measured.text_sha256[:16]}…`), in float32 on the {made['device'].upper()}{tf32}, "
+        f"and their predictions of every token but each sequence's first were compared: "
+        f"{quality.tokens:,} in all. KL is "
         f"KL(original ‖ result) of the two distributions over the whole vocabulary; 0 is the same, and "
         f"± is one standard error. Perplexity alone can mislead, as a changed model can be better at some "
         f"tokens and worse at others; KL cannot. {limits()}\n\n"
+        f"{calibrated}"
         f"This is one text. It says little about arithmetic, code, other languages, long contexts, or how "
         f"errors add up over a long answer: try what you need.\n\n"
         f"To measure the same again, run this where the folders and files are that it names:\n\n"

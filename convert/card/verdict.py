@@ -1,8 +1,9 @@
 """What the figures mean: one word, and what to try next."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from convert.card.calibrated import CalibratedOn
 from convert.card.quality import Quality
 from olmo3_mlx.quantization import Quantization
 
@@ -56,12 +57,29 @@ def limits() -> str:
 class Quantized:
     """How a result was quantized: `layers` by their paths. What chose their bits, `by`, is "bits", of which
     there were `bits`, a "recipe" or a "target"; "" and a `calibrated` of None mean that nobody knows.
+    `on` is the text that it was calibrated on, if that is known, and
+    `left_out` are the inputs of layers that are not quantized as no group divides them, by path.
     """
 
     layers: Mapping[str, Quantization]
     by: str = ""
     bits: int | None = None
     calibrated: bool | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    on: CalibratedOn | None = None
+
+    @classmethod
+    def found(
+        cls, layers: Mapping[str, Quantization], inputs: Mapping[str, int], on: CalibratedOn | None
+    ) -> "Quantized":
+        """What a checkpoint tells: how `layers` are quantized, of all that could be, with their `inputs`."""
+        made = cls(layers, calibrated=None if on is None else True, on=on)
+        rest = {path: n for path, n in inputs.items() if path not in layers and n % made.group_size}
+        return replace(made, left_out=rest)
+
+    def saw(self, sha256: str) -> bool:
+        """Whether it was calibrated on the text with this SHA-256, so that figures from that flatter it."""
+        return self.on is not None and self.on.sha256 == sha256
 
     @property
     def chosen(self) -> bool:
@@ -122,11 +140,21 @@ def _more_bits(made: Quantized, size: float) -> Iterator[str]:
 def _smaller_groups(made: Quantized) -> Iterator[str]:
     if made.chosen or not made.affine or made.group_size <= 32:
         return
-    if made.by == "recipe":
+    smaller = [size for size in (64, 32) if size < made.group_size]
+    divided = {size: [path for path, n in made.left_out.items() if n % size == 0] for size in smaller}
+    size = max(smaller, key=lambda size: len(divided[size]))
+    recipe = made.by == "recipe"
+    if divided[size]:  # then the result is smaller, and by itself no better
+        if made.can_grow():
+            groups = f"groups of {size} in the recipe" if recipe else f"`--group-size {size}`"
+            kinds = ", ".join(sorted({f"`{path.rpartition('.')[2]}`" for path in divided[size]}))
+            yield f"{groups} with more bits: {size} divides the inputs of {kinds} too, not quantized so far"
+    elif recipe:
         yield f"smaller groups in the recipe than {made.group_size}"
     else:
-        half, more = made.group_size // 2, {64: "half", 128: "a quarter of"}[made.group_size]
-        yield f"smaller groups: `--group-size {half}`, {more} a bit more than {made.group_size}"
+        more = {64: "half", 128: "a quarter of"}[made.group_size]
+        price = "" if made.left_out else f", {more} a bit more than {made.group_size}"
+        yield f"smaller groups: `--group-size {size}`{price}"
 
 
 def _where_most_is_lost(quality: Quality, made: Quantized) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar, show
 from olmo3_mlx.errors import OptionError, TokenizerError
+from olmo3_mlx.quantization import in_words
 
 if TYPE_CHECKING:
     from convert.card.page import Measured
@@ -53,7 +54,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("--revision-a", metavar="R", help="branch, tag or commit of A, if that is a hub id")
     parser.add_argument("--revision-b", metavar="R", help="the same of B")
-    parser.add_argument("--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR")
+    parser.add_argument(
+        "--card", metavar="DIR", help="write QUALITY.md, quality.json and pictures to DIR, made if need be"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
@@ -64,11 +67,13 @@ def run(args: argparse.Namespace) -> int:
     from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
     from convert.source import Source  # noqa: PLC0415
 
-    if args.card is not None and not Path(args.card).is_dir():
-        raise OptionError(f"--card {args.card}: expected a folder that is there")
+    if args.card is not None:
+        _check_card(Path(args.card))
     original, result = Source.open(args.a, args.revision_a), Source.open(args.b, args.revision_b)
     check_comparable(original, result)
     measured = _measured(args, original, result)
+    if args.card is not None:
+        _make(Path(args.card))
     with progress_bar("comparing") as bar:
         quality = measure(original, result, measured.tokens, lambda done, total: show(bar, done, total))
     if args.card is not None:
@@ -82,11 +87,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_card(folder: Path) -> None:
+    """Raise OptionError for what is no folder, or holds a card, which may be of other checkpoints."""
+    from convert.card.page import CARD, FIGURES  # noqa: PLC0415
+
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--card {folder}: expected a folder")
+    there = [name for name in (CARD, FIGURES) if (folder / name).exists()]
+    if there:
+        raise OptionError(
+            f"--card {folder}: holds a card already ({', '.join(there)}): name another folder, or remove it"
+        )
+
+
+def _make(folder: Path) -> None:
+    """The folder of a card, before the long work. Raises OptionError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--card {folder}: the folder cannot be made ({error.strerror})") from None
+
+
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
     """The text as tokens, and the rest of what a card says about how it was measured."""
+    from convert.card.calibrated import CalibratedOn  # noqa: PLC0415
+    from convert.card.page import FIGURES  # noqa: PLC0415
     from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
     from olmo3_mlx.hub import resolve  # noqa: PLC0415
+    from olmo3_mlx.model import Olmo3  # noqa: PLC0415
     from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
 
     if args.tokens < 2:
@@ -98,7 +127,10 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     tokenizer = Tokenizer.from_folder(folder)
     _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
     evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
-    return evaluation.measured(args.a, args.b, _command(args), Quantized(result.quantized))
+    inputs = {path: inputs for path, (_, inputs) in Olmo3(result.config).quantizable().items()}
+    made = Quantized.found(result.quantized, inputs, CalibratedOn.told(result.folder / FIGURES))
+    how = in_words(original.quantized.values())
+    return evaluation.measured(args.a, args.b, _command(args), made, how)
 
 
 def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
@@ -128,6 +160,7 @@ def _command(args: argparse.Namespace, called: Callable[[str], str] = str) -> st
 
 
 def _report(quality: "Quality", measured: "Measured") -> str:
+    from convert.card.page import FLATTERED  # noqa: PLC0415
     from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
 
     q, word = quality, verdict(quality)
@@ -146,11 +179,13 @@ def _report(quality: "Quality", measured: "Measured") -> str:
     ]  # fmt: skip
     lines = [
         f"{measured.original} → {measured.result}",
+        *([f"the first is quantized itself ({measured.quantized})"] if measured.quantized else []),
         f"on {count} × {length:,} tokens of {measured.text}",
         "",
         *(f"  {label:<16}{text}" for label, text in rows),
         "",
         f"{word}: {meaning(word)}",
+        *([FLATTERED] if measured.flattered else []),
     ]
     tried = advice(quality, measured.made)
     if tried:

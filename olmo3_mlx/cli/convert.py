@@ -30,7 +30,6 @@ A recipe is a file like this one; the last pattern that matches a layer counts:
 DEST appears when it is complete and was read back. A run that was stopped leaves a hidden folder
 .DEST.unfinished beside it: go on with --resume, or remove it.
 """
-USUAL_BITS = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -78,10 +77,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(2, 3, 4, 5, 6, 8),
-        help="bits per weight (default: 4, unless --dtype alone is given)",
+        help="bits per weight (default: 4, in mode mxfp8 8, unless --dtype alone is given)",
     )
     how.add_argument(
-        "--group-size", type=int, choices=(16, 32, 64, 128), help="weights that share a scale (default: 64)"
+        "--group-size",
+        type=int,
+        choices=(16, 32, 64, 128),
+        help="weights that share a scale (default: 64, in modes mxfp4 and mxfp8 32, in nvfp4 16)",
     )
     how.add_argument(
         "--mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="MLX's quantization (default: affine)"
@@ -125,19 +127,18 @@ def run(args: argparse.Namespace) -> int:
             "--target-bpw chooses bits and group sizes itself, in mode affine: leave out --bits, "
             "--group-size, --recipe and --mode"
         )
-    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate or args.target_bpw)
-    mode = args.mode or "affine"
+    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate is not None or args.target_bpw)
 
     with _resumable(args), progress_bar("beginning") as bar:
         report = convert(
             args.source,
             args.dest,
-            bits=args.bits or (None if only_cast else USUAL_BITS[mode]),
+            bits=args.bits or (None if only_cast else ...),
             group_size=args.group_size,
-            mode=mode,
+            mode=args.mode or "affine",
             recipe=args.recipe,
             dtype=args.dtype,
-            calibrate=args.calibrate or False,
+            calibrate=False if args.calibrate is None else args.calibrate,
             target_bpw=args.target_bpw,
             revision=args.revision,
             tokenizer=args.tokenizer,
@@ -194,6 +195,7 @@ def _told(args: argparse.Namespace, report: "Report") -> int:
 
 def _judged(args: argparse.Namespace, report: "Report") -> int:
     """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
+    from convert.card.page import FLATTERED  # noqa: PLC0415
     from convert.card.verdict import meaning, verdict  # noqa: PLC0415
 
     if report.quality is None:
@@ -208,6 +210,8 @@ def _judged(args: argparse.Namespace, report: "Report") -> int:
         f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}"
         f"{'' if report.no_card else '; see QUALITY.md'}"
     )
+    if report.flattered:
+        print(f"{FLATTERED}: measure on another text (--text FILE)", file=sys.stderr)
     if word == "poor":
         said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
         print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)

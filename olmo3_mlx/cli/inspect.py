@@ -10,14 +10,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from olmo3_mlx.checkpoint import load_config
+from olmo3_mlx.checkpoint import load_config, read_weights
 from olmo3_mlx.cli.options import add_memory, add_model
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.errors import MemoryFitError, OptionError
-from olmo3_mlx.hub import resolve
+from olmo3_mlx.fields import read_json
+from olmo3_mlx.hub import INDEX, has_weights, resolve
 from olmo3_mlx.memory import layer_counts, parameters_by_part, weight_bytes
 from olmo3_mlx.memory_plan import MemoryFit, MemoryPlan, check_context, in_gib, plan
 from olmo3_mlx.published import SIZES
+from olmo3_mlx.quantization import in_words
 
 _CONTEXTS = (4096, 16384, 65536)
 _PRECISIONS: dict[str, int | None] = {"bf16": None, "8-bit": 8, "4-bit": 4}
@@ -30,7 +32,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="show a model's architecture and memory",
         description="Show a model's architecture, its parameters by part, and the memory that weights, "
         "caches and working space take at 4k, 16k and 64k tokens, and what fits this machine. With "
-        "--context or --kv-bits also whether just that fits. Only the config is read, no weights.",
+        "--context or --kv-bits also whether just that fits. Weights are not read, only how many bytes they "
+        "have.",
     )
     add_model(parser, more=", or 7b or 32b for the published sizes")
     add_memory(parser)
@@ -40,32 +43,45 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Print what the config says; returns the exit code."""
-    config = _config(args.model, args.revision)
-    fit = MemoryFit(config, args.kv_group_size, args.kv_start)
-    asked = _asked(fit, args.context, args.kv_bits)
+    config, stored = _config(args.model, args.revision)
+    fit, weights = MemoryFit(config, args.kv_group_size, args.kv_start), _weights(config, stored)
+    asked = _asked(fit, weights, args.context, args.kv_bits)
     if args.json:
-        print(json.dumps({**_facts(args.model, fit), **asked}, ensure_ascii=False))
+        print(json.dumps({**_facts(args.model, fit, weights), **asked}, ensure_ascii=False))
     else:
-        shown = [_title(args.model, config), _drawing(config), _table(fit), _verdict(fit)]
+        shown = [_title(args.model, config, stored), _drawing(config)]
+        shown += [_table(fit, weights), _verdict(fit, weights)]
         if asked:
-            shown.append("\n".join(_answers(fit, args.context, args.kv_bits)))
+            shown.append("\n".join(_answers(fit, weights, args.context, args.kv_bits)))
         print("\n\n".join(shown))
     return 0
 
 
-def _config(name: str, revision: str | None) -> Olmo3Config:
+def _config(name: str, revision: str | None) -> tuple[Olmo3Config, int | None]:
+    """The config, and the bytes of quantized weights, if they are known."""
     if name.lower() in SIZES and not Path(name).exists():
         if revision:
             raise OptionError(f"--revision {revision} is for hub ids, not for {name}")
-        return Olmo3Config.from_dict(SIZES[name.lower()], where=name)
-    return load_config(resolve(name, revision, weights=False))[0]
+        return Olmo3Config.from_dict(SIZES[name.lower()], where=name), None
+    folder = resolve(name, revision, weights=False)
+    config = load_config(folder)[0]
+    return config, None if config.quantization is None else _stored(folder)
 
 
-def _facts(name: str, fit: MemoryFit) -> dict[str, Any]:
+def _stored(folder: Path) -> int | None:
+    """Bytes of the weights as they lie in the files, or as the index of files not fetched says."""
+    if has_weights(folder):
+        return sum(weight.nbytes for weight in read_weights(folder).values())
+    index = folder / INDEX
+    said = read_json(index).get("metadata") if index.is_file() else None
+    size = said.get("total_size") if isinstance(said, dict) else None
+    return size if isinstance(size, int) else None
+
+
+def _facts(name: str, fit: MemoryFit, weights: dict[str, int]) -> dict[str, Any]:
     """All that the drawing shows, for programs; memory in bytes."""
     config, caches = fit.config, _caches(fit)
     plans = {c: {str(n): fit.at(0, n, bits) for n in _contexts(config)} for c, bits in caches.items()}
-    weights = _weights(config)
     return {
         "model": name,
         **asdict(config),
@@ -80,7 +96,9 @@ def _facts(name: str, fit: MemoryFit) -> dict[str, Any]:
     }
 
 
-def _asked(fit: MemoryFit, context: int | None, kv_bits: int | None) -> dict[str, Any]:
+def _asked(
+    fit: MemoryFit, weights: dict[str, int], context: int | None, kv_bits: int | None
+) -> dict[str, Any]:
     """The plans for the context and kv_bits of the command line, by precision of the weights."""
     if context is None and kv_bits is None:
         return {}
@@ -92,14 +110,16 @@ def _asked(fit: MemoryFit, context: int | None, kv_bits: int | None) -> dict[str
     return {
         "plans": {
             label: facts(fit.at(size, context or max(1, fit.largest(size, kv_bits)), kv_bits))
-            for label, size in _weights(fit.config).items()
+            for label, size in weights.items()
         }
     }
 
 
-def _answers(fit: MemoryFit, context: int | None, kv_bits: int | None) -> Iterator[str]:
+def _answers(
+    fit: MemoryFit, weights: dict[str, int], context: int | None, kv_bits: int | None
+) -> Iterator[str]:
     """A line for each precision of the weights: the plan for this context and kv_bits, or why not."""
-    for label, size in _weights(fit.config).items():
+    for label, size in weights.items():
         try:
             made = plan(
                 fit.config, size, context=context, kv_bits=kv_bits, kv_group_size=fit.kv_group_size,
@@ -114,8 +134,10 @@ def _answers(fit: MemoryFit, context: int | None, kv_bits: int | None) -> Iterat
         )
 
 
-def _weights(config: Olmo3Config) -> dict[str, int]:
-    return {label: weight_bytes(config, bits) for label, bits in _PRECISIONS.items()}
+def _weights(config: Olmo3Config, stored: int | None) -> dict[str, int]:
+    """Bytes by precision; `stored` are those of the checkpoint itself."""
+    usual = {label: weight_bytes(config, bits) for label, bits in _PRECISIONS.items()}
+    return usual if stored is None or stored in usual.values() else {"stored": stored, **usual}
 
 
 def _caches(fit: MemoryFit) -> dict[str, int | None]:
@@ -123,12 +145,13 @@ def _caches(fit: MemoryFit) -> dict[str, int | None]:
     return {label: bits for label, bits in _PRECISIONS.items() if bits is None or fit.quantizes}
 
 
-def _title(name: str, config: Olmo3Config) -> str:
+def _title(name: str, config: Olmo3Config, stored: int | None) -> str:
     total = sum(parameters_by_part(config).values())
     lines = [f"{name}: Olmo 3, {_count(total)} parameters, context {config.max_position_embeddings:,} tokens"]
     if config.quantization is not None:
-        how = config.quantization.default
-        lines.append(f"weights as they are: {how.bits}-bit {how.mode}, group size {how.group_size}")
+        kinds = [how for how in config.quantization.overrides.values() if how is not None]
+        size = "" if stored is None else f": {8 * stored / total:.2f} bits per weight"
+        lines.append(f"weights as they are: {in_words([config.quantization.default, *kinds])}{size}")
     return "\n".join(lines)
 
 
@@ -173,9 +196,9 @@ def _drawing(config: Olmo3Config) -> str:
     )
 
 
-def _table(fit: MemoryFit) -> str:
+def _table(fit: MemoryFit, weights: dict[str, int]) -> str:
     """What each precision of weights takes with each of caches; a star marks what does not fit."""
-    weights, contexts = _weights(fit.config), _contexts(fit.config)
+    contexts = _contexts(fit.config)
     largest = fit.at(max(weights.values()), contexts[-1]).total
     size, unit = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
 
@@ -197,9 +220,8 @@ def _table(fit: MemoryFit) -> str:
     )
 
 
-def _verdict(fit: MemoryFit) -> str:
+def _verdict(fit: MemoryFit, weights: dict[str, int]) -> str:
     """The largest contexts that fit."""
-    weights = _weights(fit.config)
 
     def row(caches: str, bits: int | None) -> str:
         largest = (fit.largest(size, bits) for size in weights.values())

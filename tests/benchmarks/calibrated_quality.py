@@ -17,6 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from convert import convert
+from convert.source import Source
+from convert.stored import read
 from olmo3_mlx import Olmo3, Tokenizer, load
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -80,10 +82,10 @@ def measure(name: str, calibrations: dict[str, bool | Path], folder: Path) -> No
     def row(how: str, **options: Any) -> None:
         nonlocal plain
         report = convert(source, folder / f"{name} {how}", **options)
-        result, _ = load(folder / f"{name} {how}")
-        result.set_dtype(mx.float32)
+        made = Source.open(folder / f"{name} {how}").tensors
+        model.load_weights([(path, read(tensor).astype(mx.float32)) for path, tensor in made.items()])
         found = [
-            kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(result, texts), strict=True)
+            kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(model, texts), strict=True)
         ]
         kl = np.array([kl for kl, _ in found])
         plain = kl if how == "rounded" else plain

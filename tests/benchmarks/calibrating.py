@@ -1,8 +1,9 @@
-"""Time and peak memory of calibrating at the 7B's shape, step by step.
+"""Time and peak memory of calibrating at the 7B's or 32B's shape, step by step.
 
-    python tests/benchmarks/calibrating.py [--layers N] [--folder DIR]
+    python tests/benchmarks/calibrating.py [--shape 7b|32b] [--layers N] [--folder DIR]
 
-Converts a checkpoint of random weights with N of its 32 layers (2.05 GB with one) with `calibrate=True`.
+Converts a checkpoint of random weights with N of its layers (2.05 GB with one of the 7B's, 3.03 with one of
+the 32B's) with `calibrate=True`.
 Prints when each step ended, with the peak so far of MLX's memory and of the whole process.
 """
 
@@ -30,13 +31,14 @@ from convert.calibration.sensitivity import choose
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=("7b", "32b"), default="7b")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "converting")
     args = parser.parse_args()
-    source, dest = args.folder / f"7b-{args.layers}", args.folder / "calibrated"
+    source, dest = args.folder / f"{args.shape}-{args.layers}", args.folder / "calibrated"
     # In a process of its own: what this one had in memory would count.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        other.submit(checkpoint, source, "7b", args.layers).result()
+        other.submit(checkpoint, source, args.shape, args.layers).result()
     shutil.rmtree(dest, ignore_errors=True)
     print("mlx", importlib.metadata.version("mlx"), mx.default_device(), "\n")
     print("| step | ended after, s | MLX's peak, GB | the process's, GB |\n|---|---|---|---|")

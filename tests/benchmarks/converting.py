@@ -42,8 +42,7 @@ def checkpoint(folder: Path, shape: str, layers: int) -> None:
     """A checkpoint of random weights, one file a layer."""
     if folder.exists():
         return
-    config = {**SIZES["7b"], "num_hidden_layers": layers, "dtype": "bfloat16"}
-    config |= HALF if shape == "half" else {}
+    config = {**SIZES["7b"], **SIZES.get(shape, HALF), "num_hidden_layers": layers, "dtype": "bfloat16"}
     folder.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     tensors = Olmo3(Olmo3Config.from_dict(config)).tensors()
