@@ -82,6 +82,12 @@ def cut_tokenizer(folder: Path, vocabulary: int) -> None:
     path.write_text(json.dumps(made), encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quality cards are measured on a sequence instead of four, for speed."""
+    monkeypatch.setattr("convert.planning._TOKENS", 512)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Olmo3:
     """TINY with random weights."""

@@ -39,6 +39,7 @@ FEW = {
     "convert.planning._LEAST_TOKENS": 256,
     "convert.planning._SENSITIVITY_TOKENS": 64,
     "convert.planning._LENGTH": 64,
+    "convert.calibration.sensitivity._SAMPLED_ROWS": 16,
 }
 WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
 
@@ -379,6 +380,7 @@ from convert import convert as to_mlx
 
 convert.planning._CALIBRATION_TOKENS = convert.planning._LEAST_TOKENS = 512
 convert.planning._SENSITIVITY_TOKENS = convert.planning._LENGTH = 64
+convert.calibration.sensitivity._SAMPLED_ROWS = 16
 to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)
 """
 

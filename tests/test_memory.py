@@ -1,5 +1,6 @@
 """Memory figures against what MLX reports; plans that fit, refusals that name what would; the watch."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def peak(config: Olmo3Config, chunk: int, held: int, kv_bits: int | None, dtype:
     mx.eval(model.parameters())
     caches = model.make_caches(kv_bits=kv_bits)
     fill(caches, config, held, dtype)
+    gc.collect()  # what earlier tests left would go while this is measured
     mx.synchronize()
     mx.clear_cache()
     before = mx.get_active_memory() - sum(cache.nbytes for cache in caches)
