@@ -27,6 +27,9 @@ A recipe is a file like this one; the last pattern that matches a layer counts:
   "*.down_proj" = 6
   "lm_head" = "none"
 
+Those who know mlx_lm.convert: `--hf-path A --mlx-path B -q --q-bits 4 --q-group-size 64` is
+`A B --bits 4 --group-size 64` here, `--dequantize` is --dtype bfloat16, `--upload-repo` is --upload.
+
 DEST appears when it is complete and was read back. A run that was stopped leaves a hidden folder
 .DEST.unfinished beside it: go on with --resume, or remove it.
 """
@@ -91,7 +94,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help="which layers get how many bits: mixed_3_5, mixed_4_5, mixed_4_6, or a TOML file",
+        help="which layers get how many bits: mixed_4_5 (4, but 5 for values, outputs, gate and down), "
+        "mixed_3_5 (3 and 5 alike), mixed_4_6 (4, but 6 for values and outputs), or a TOML file; "
+        "they are not mlx-lm's recipes of those names",
     )
     how.add_argument(
         "--dtype",
