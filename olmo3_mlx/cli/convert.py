@@ -95,8 +95,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         metavar="NAME|FILE",
         help="which layers get how many bits: mixed_4_5 (4, but 5 for values, outputs, gate and down), "
-        "mixed_3_5 (3 and 5 alike), mixed_4_6 (4, but 6 for values and outputs), or a TOML file; "
-        "they are not mlx-lm's recipes of those names",
+        "mixed_4_6 (4, but 6 for values and outputs), mixed_3_5 (3, but 5 for values, outputs and down), or "
+        "a TOML file; they are not mlx-lm's recipes of those names",
     )
     how.add_argument(
         "--dtype",
