@@ -4,7 +4,8 @@
     states = split(layers.embed(tokens))             # [N, L] -> N times [1, L, hidden]
     for index in range(layers.count):
         states = run(layers.block(index), states)
-    logits = layers.logits(states[0])                # [1, L, V]
+    hidden = layers.final_norm(states[0])            # [1, L, hidden]
+    logits = [hidden @ rows.T for rows in layers.head_pieces()]
 
 In float32, whatever the weights are stored in. Needs memory for one block, or for the rows of the
 embedding and of the head that are read at once.
@@ -78,14 +79,6 @@ class Layers:
     def head_name(self) -> str:
         """What the head's weight is called in the checkpoint."""
         return "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """What came out of the last block, [B, L, hidden] -> [B, L, V], through norm and head."""
-        hidden, pieces = self.final_norm(hidden), []
-        for rows in self.head_pieces():
-            pieces.append(hidden @ rows.T)
-            mx.eval(pieces[-1])
-        return mx.concatenate(pieces, axis=-1)
 
 
 def split(hidden: mx.array) -> States:

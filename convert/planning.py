@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
 from convert.card.calibrated import CalibratedOn
 from convert.conversion import Conversion
@@ -83,6 +84,7 @@ def planned(
     if wishes.target_bpw is not None:
         _check_target(source, wishes.target_bpw, dtype)
     tokens, on = _calibration_text(source, words, wishes.calibrate)
+    check_memory(source.config, tokens.size)
     make = partial(make, tokens=tokens, target=target, on=on)
     work = make(plan)
     begun = _begun(folder, source, {**work.identity(), "words": small_files(source.folder, words)})

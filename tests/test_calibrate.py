@@ -13,11 +13,13 @@ from conftest import TINY, random_model, save_checkpoint
 
 from convert.calibration.blocks import Calibration, Moments
 from convert.calibration.gptq import Codes, packed, quantized, searched
+from convert.calibration.memory import calibrating_bytes
 from convert.calibration.sensitivity import _options, allocate, choose, costs
 from convert.calibration.solving import Metric, solved
 from convert.layers import Layers
 from convert.source import Source
-from olmo3_mlx import Tokenizer
+from olmo3_mlx import Olmo3Config, Tokenizer
+from olmo3_mlx.published import SIZES
 from olmo3_mlx.quantization import Quantization
 
 
@@ -202,6 +204,13 @@ def test_skipping_blocks_made_before_changes_nothing(tmp_path: Path) -> None:
         resumed.skip(index, block)
     for name, array in (resumed.block(1) | resumed.head()).items():
         assert np.array_equal(array.view(mx.uint8), whole[name].view(mx.uint8)), name
+
+
+@pytest.mark.parametrize(("size", "measured"), [("7b", 5.90e9), ("32b", 20.48e9)])
+def test_what_calibrating_takes_is_estimated_from_above(size: str, measured: float) -> None:
+    """Measured on a GPU at these shapes with 32,768 tokens (BENCHMARKS.md)."""
+    needed = calibrating_bytes(Olmo3Config.from_dict(SIZES[size]), 32768)
+    assert measured < needed < 1.25 * measured
 
 
 def test_layers_out_of_the_plan_are_left_alone(tmp_path: Path) -> None:

@@ -21,7 +21,16 @@ from convert.card.measure import measure
 from convert.evaluation import text_tokens
 from convert.recipe import named
 from convert.source import Source
-from olmo3_mlx import CheckpointError, ConvertError, Olmo3, OptionError, PromptError, Tokenizer, load
+from olmo3_mlx import (
+    CheckpointError,
+    ConvertError,
+    MemoryFitError,
+    Olmo3,
+    OptionError,
+    PromptError,
+    Tokenizer,
+    load,
+)
 from olmo3_mlx.cli import main
 
 # A sliding and a full layer and a vocabulary of 512, as more of them show no more and calibrating takes time.
@@ -252,6 +261,16 @@ def test_what_cannot_be_is_refused_before_the_work(
     with pytest.raises(error, match=words):
         to_mlx(source, tmp_path / "dest", **options)
     assert not list(tmp_path.glob("*dest*"))
+
+
+def test_memory_that_does_not_suffice_is_said_before_the_work(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMO3_MEMORY", "1M")
+    with pytest.raises(MemoryFitError, match=r"takes about \d.*, this machine has 1\.05 MB: leave out"):
+        to_mlx(source, tmp_path / "dest", calibrate=text)
+    assert not list(tmp_path.glob("*dest*"))
+    to_mlx(source, tmp_path / "dest")
 
 
 def test_a_text_too_short_to_calibrate_on_is_refused(source: Path, tmp_path: Path) -> None:

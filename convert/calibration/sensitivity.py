@@ -152,7 +152,7 @@ def costs(source: Source, tokens: mx.array, stage: Stage = lambda what: None) ->
             states[path] = run(block, state)
         for name in _LAYERS:
             weight = layers.weight(f"model.layers.{index}.{name}.weight")
-            block.load_weights([(f"{name}.weight", _rounded(weight))], strict=False)
+            block.load_weights([(f"{name}.weight", _at_four_bits(weight))], strict=False)
             states[f"model.layers.{index}.{name}"] = run(block, hidden)
             block.load_weights([(f"{name}.weight", weight)], strict=False)
     stage("choosing bits, head")
@@ -179,7 +179,7 @@ def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
         logits = original @ rows.T
         chance = mx.exp(logits - totals[:, None])
         expected[""] += (chance * logits).sum(-1)
-        changed = _rounded(rows)
+        changed = _at_four_bits(rows)
         for path in paths:
             theirs = normed.get(path, original) @ (changed if path == headed else rows).T
             expected[path] += (chance * theirs).sum(-1)
@@ -245,7 +245,7 @@ def _error(weight: mx.array, how: Quantization) -> float:
     return float(mx.square(made.dense() - weight).mean().item())  # type: ignore[arg-type]
 
 
-def _rounded(weight: mx.array) -> mx.array:
+def _at_four_bits(weight: mx.array) -> mx.array:
     width = weight.shape[1]
     return searched(weight, mx.ones(width), _probe(width), mx.bfloat16).dense()
 
@@ -253,4 +253,4 @@ def _rounded(weight: mx.array) -> mx.array:
 def _embedded(source: Source, tokens: mx.array) -> mx.array:
     """The text's hidden states from a rounded embedding."""
     hidden = Layers(source).embed(tokens)
-    return _rounded(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
+    return _at_four_bits(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)

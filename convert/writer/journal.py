@@ -6,7 +6,6 @@ short by a kill, or that records nothing known, ends what can be trusted: what l
 """
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -74,10 +73,6 @@ class Journal:
     def forget(self, weight: str) -> None:
         """It has to be written again."""
         del self.done[weight]
-
-    def remove(self) -> None:
-        """All is done."""
-        os.unlink(self._path)  # noqa: PTH108
 
 
 def identity(folder: Path) -> dict[str, Any]:

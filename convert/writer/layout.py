@@ -11,14 +11,13 @@ from math import prod
 
 import mlx.core as mx
 
+from convert.stored import DTYPES
 from olmo3_mlx.hub import SINGLE
 from olmo3_mlx.quantization import Quantization
 
 SHARD_BYTES = 5 * 10**9  # a file holds no more, unless the parts of a single weight do
 
-_NAMES = {
-    mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8",
-}  # fmt: skip
+_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
 
 
 @dataclass(frozen=True)
