@@ -49,6 +49,7 @@ FEW = {
     "convert.planning._SENSITIVITY_TOKENS": 64,
     "convert.planning._LENGTH": 64,
     "convert.calibration.sensitivity._SAMPLED_ROWS": 16,
+    "convert.calibration.gptq._SHRINKS": (1.0, 0.9, 0.8),
 }
 WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
 
@@ -60,7 +61,7 @@ def even_checkpoint(folder: Path, tensors: dict[str, mx.array]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in FEW.items():
         monkeypatch.setattr(name, value)
 
@@ -400,6 +401,7 @@ from convert import convert as to_mlx
 convert.planning._CALIBRATION_TOKENS = convert.planning._LEAST_TOKENS = 512
 convert.planning._SENSITIVITY_TOKENS = convert.planning._LENGTH = 64
 convert.calibration.sensitivity._SAMPLED_ROWS = 16
+convert.calibration.gptq._SHRINKS = 1.0, 0.9, 0.8
 to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)
 """
 
