@@ -113,7 +113,7 @@ mlx_lm.{verb} --model {model}{"" if made.chats else ' --prompt "Once upon a time
 
 Made by {made.program}.
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 
 
 def _quality(made: Made, quality: Quality | None) -> str:

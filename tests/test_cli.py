@@ -404,6 +404,18 @@ def test_a_long_prompt_can_be_interrupted(long_checkpoint: Path) -> None:
     assert b"Traceback" not in seen
 
 
+def test_a_bar_says_what_converting_is_at(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    process = start("convert", tiny_checkpoint, tmp_path / "dest", stderr=terminal)
+    os.close(terminal)
+    seen = read_until(screen, rb"measuring, 100%")
+    assert finish(process).code == 0
+    os.close(screen)
+    said = re.findall(rb"([a-z][a-z, 0-9%]*): +\d+%\|", seen)
+    assert list(dict.fromkeys(said))[:3] == [b"beginning", b"converting", b"reading back"]
+
+
 def test_an_interrupted_chat_goes_on_and_remembers_what_was_said(long_checkpoint: Path) -> None:
     process = start("chat", "--temperature", 0, "--model", long_checkpoint)
     assert process.stdin is not None

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+_FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}"
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator["tqdm[NoReturn]"]:
     """A bar on stderr, if that is a terminal, which goes at the end; its remaining time is guessed from the
@@ -16,15 +19,14 @@ def progress_bar(what: str) -> Iterator["tqdm[NoReturn]"]:
     """
     from tqdm import tqdm  # noqa: PLC0415  (slow to import)
 
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     bar: tqdm[NoReturn]
-    with tqdm(
-        total=1, desc=what, bar_format=form, smoothing=0, file=sys.stderr, leave=False, disable=None
-    ) as bar:
+    with tqdm(total=1, bar_format=_FORM, smoothing=0, file=sys.stderr, leave=False, disable=None) as bar:
+        bar.set_description(what)
         yield bar
 
 
 def show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
     """Move `bar` to where so much of `total` is done."""
     bar.total = total
+    bar.bar_format = f"{_FORM}<{{remaining}}" if done > total / 20 else _FORM  # too early to tell before
     bar.update(done - bar.n)
