@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/olmo3 generate "How many layers does Olmo 3 7B have?" --model demo --temperature 0
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: .venv/installed-check
 	$(BIN)/ruff format --check .

@@ -156,7 +156,7 @@ def test_cards_say_what_was_calibrated_on_and_that_figures_from_the_same_text_fl
     flatter = "flatter the result, as it was calibrated on the text that it is measured on"
     for measured_on in (text, other):
         dest = tmp_path / measured_on.stem
-        given = ["--calibrate", str(text), "--text", str(measured_on)]
+        given = ["--recipe", "mixed_4_5", "--calibrate", str(text), "--text", str(measured_on)]
         assert main(["convert", str(source), str(dest), *given]) == 0
         figures = json.loads((dest / "quality.json").read_text())
         sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
