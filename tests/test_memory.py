@@ -363,13 +363,14 @@ class FakeMetal:
         return before
 
 
-def test_little_is_kept_only_as_long_as_asked() -> None:
-    before = mx.set_cache_limit(2**33)
+@pytest.mark.parametrize(("usual", "within"), [(2**33, 2**30), (2**25, 2**25)])
+def test_little_is_kept_only_as_long_as_asked(usual: int, within: int) -> None:
+    before = mx.set_cache_limit(usual)
     try:
         with pytest.raises(KeyError), little_kept():
-            assert mx.set_cache_limit(2**30) == 2**30
+            assert mx.set_cache_limit(within) == within
             raise KeyError
-        assert mx.set_cache_limit(before) == 2**33
+        assert mx.set_cache_limit(before) == usual
     finally:
         mx.set_cache_limit(before)
 
