@@ -114,9 +114,10 @@ class Calibration:
 
     def block(self, index: int) -> dict[str, mx.array]:
         """The tensors of block `index`'s quantized layers; blocks come in order."""
-        original, block = self._layers.block(index), self._unquantized(index)
+        original = self._layers.block(index)
         path = f"model.layers.{index}"
         weights = dict(tree_flatten(original.parameters()))
+        block = self._begun(index, weights)
         made: dict[str, mx.array] = {}
         replaced: list[tuple[str, mx.array]] = []
 
@@ -166,19 +167,24 @@ class Calibration:
         """Tensors by name."""
         return quantized(weight, metric, how, self._dtype_of(f"{path}.weight")).tensors(path)
 
-    def _unquantized(self, index: int) -> Block:
-        """Block `index` in float32 with norms, and layers that stay as they are, as the result has them: a
-        run that goes on reads them from there.
+    def _begun(self, index: int, weights: Mapping[str, mx.array]) -> Block:
+        """Block `index` with the original's weights, of which norms and layers that stay as they are, are as
+        the result has them: a run that goes on reads them from there.
         """
-        block, path = self._layers.block(index), f"model.layers.{index}"
-        weights = dict(tree_flatten(block.parameters()))
-        stays = [
-            (name, self._as_written(f"{path}.{name}", weight))
-            for name, weight in weights.items()
-            if self._plan.get(f"{path}.{name.removesuffix('.weight')}") is None
-        ]
-        block.load_weights(stays, strict=False)
+        block, path = (
+            Block(self._source.config, self._source.config.layer_types[index]),
+            f"model.layers.{index}",
+        )
+        block.load_weights(
+            [
+                (name, weight if self._planned(path, name) else self._as_written(f"{path}.{name}", weight))
+                for name, weight in weights.items()
+            ]
+        )
         return block
+
+    def _planned(self, path: str, name: str) -> bool:
+        return f"{path}.{name.removesuffix('.weight')}" in self._plan
 
     def _as_written(self, name: str, values: mx.array) -> mx.array:
         """Values of tensor `name`, which is not quantized, as they are read back from the result."""
