@@ -1,6 +1,9 @@
 """Fixtures: TINY, a model small enough to be checked by an oracle; the demo; the lab, where it is."""
 
 import json
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,25 @@ def cut_tokenizer(folder: Path, vocabulary: int) -> None:
     for n, tag in enumerate(tags, len(words)):
         tag["id"] = n
     path.write_text(json.dumps(made), encoding="utf-8")
+
+
+def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float]) -> int:
+    """Run a conversion to `dest` that resumes, and kill it so many seconds after it has begun; again until
+    `dest` is there. How often it was killed.
+    """
+    journal, kills = dest.parent / f".{dest.name}.unfinished" / "journal.jsonl", 0
+    while not dest.exists():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not journal.exists() and process.poll() is None:  # the imports are not of interest
+            time.sleep(0.01)
+        try:
+            _, errors = process.communicate(timeout=seconds())
+            assert process.returncode == 0, errors
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    return kills
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,14 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, cut_tokenizer, random_model, save_checkpoint
+from conftest import TINY, cut_tokenizer, kill_until_there, random_model, save_checkpoint
 
 from convert import convert as to_mlx
 from convert.calibration.blocks import Calibration
@@ -411,21 +409,10 @@ def test_a_calibration_killed_at_twenty_random_moments_always_gives_the_same_byt
     source: Path, text: Path, whole: Path, tmp_path: Path
 ) -> None:
     dest, moments, kills = tmp_path / "dest", random.Random(0), 0
-    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
     command = [sys.executable, "-c", SCRIPT, str(source), str(dest), str(text)]
     while kills < 20:
         shutil.rmtree(dest, ignore_errors=True)
-        while not dest.exists():
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            while not journal.exists() and process.poll() is None:  # the imports are not of interest
-                time.sleep(0.01)
-            try:
-                _, errors = process.communicate(timeout=moments.uniform(0, 2.5))
-                assert process.returncode == 0, errors
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
+        kills += kill_until_there(dest, command, lambda: moments.uniform(0, 2.5))
         if (dest / "journal.jsonl").exists():  # killed right after the folder got its name
             with pytest.raises(ConvertError, match="exists already and is complete"):
                 to_mlx(source, dest, calibrate=text, resume=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, random_model, save_checkpoint
+from conftest import TINY, kill_until_there, random_model, save_checkpoint
 
 import convert.writer.layout
 from convert import convert as to_mlx
@@ -800,19 +800,8 @@ def test_killed_at_twenty_random_moments_and_resumed_it_always_gives_the_same_by
     longest = 1.2 * (time.perf_counter() - begin)
     while kills < 20:
         shutil.rmtree(dest, ignore_errors=True)
-        while not dest.exists():
-            command = [sys.executable, "-m", "convert", str(lab), str(dest), "--resume", "--no-card"]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
-            while not journal.exists() and process.poll() is None:  # the imports are not of interest
-                time.sleep(0.01)
-            try:
-                _, errors = process.communicate(timeout=moments.uniform(0, longest))
-                assert process.returncode == 0, errors
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
+        command = [sys.executable, "-m", "convert", str(lab), str(dest), "--resume", "--no-card"]
+        kills += kill_until_there(dest, command, lambda: moments.uniform(0, longest))
         if (dest / "journal.jsonl").exists():  # killed right after the folder got its name
             with pytest.raises(ConvertError, match="exists already and is complete"):
                 to_mlx(lab, dest, resume=True)
