@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 
+from convert.card.evaluation import Evaluation
 from convert.card.page import called
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
-from convert.evaluation import Evaluation
 from convert.options import check_options
 from convert.pipeline import Progress, Stage
 from convert.planning import Wishes, evaluation, planned, words_of
+from convert.reading.source import Source
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
 from convert.size import Size
-from convert.source import Source
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
-from olmo3_mlx.checkpoint import dtype_named
-from olmo3_mlx.machine import little_kept
+from olmo3_mlx.checkpoints.checkpoint import dtype_named
+from olmo3_mlx.memory.machine import little_kept
 
 __all__ = ["Report", "convert"]
 

@@ -11,28 +11,29 @@ import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
 from convert.card.calibrated import CalibratedOn
+from convert.card.evaluation import Evaluation
 from convert.card.measure import measure
+from convert.card.model_card import Made, origin, source_name, write_model_card
 from convert.card.page import remove_card, write_card
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized
-from convert.evaluation import Evaluation
-from convert.model_card import Made, origin, source_name, write_model_card
 from convert.pipeline import Progress, Stage, ahead
-from convert.quantize import pieces, rounded
+from convert.reading.source import Source
+from convert.reading.stored import pieces
 from convert.recipe import Plan
+from convert.rounding import rounded
 from convert.size import Size
-from convert.source import Source
 from convert.writer.files import copy_files, small_files, write_config, write_index
 from convert.writer.folder import check_room
 from convert.writer.journal import OPTIONS, Journal
 from convert.writer.layout import Layout, Spec, lay_out, parts
 from convert.writer.output import Output
 from olmo3_mlx import __version__
-from olmo3_mlx.checkpoint import check_finite
+from olmo3_mlx.checkpoints.checkpoint import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words
-from olmo3_mlx.tokenizer import Tokenizer
+from olmo3_mlx.text.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 

@@ -11,19 +11,20 @@ import mlx.core as mx
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
 from convert.card.calibrated import CalibratedOn
+from convert.card.evaluation import Evaluation
 from convert.conversion import Conversion
-from convert.evaluation import CALIBRATION_NAME, CALIBRATION_TEXT, Evaluation, read_text, sha256, text_tokens
-from convert.finite import check_all_finite
 from convert.pipeline import Stage
+from convert.reading.finite import check_all_finite
+from convert.reading.source import Source
 from convert.recipe import Plan, Recipe
-from convert.source import Source
+from convert.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
 from convert.writer.files import small_files
 from convert.writer.journal import Identity, check_same, identity
+from olmo3_mlx.checkpoints.hub import resolve
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
-from olmo3_mlx.hub import resolve
 from olmo3_mlx.model import Olmo3, check_token_ids
 from olmo3_mlx.quantization import Quantization
-from olmo3_mlx.tokenizer import Tokenizer
+from olmo3_mlx.text.tokenizer import Tokenizer
 
 _CALIBRATION_TOKENS = 32768  # in sequences of _LENGTH, or what a text has
 _LEAST_TOKENS = 8192  # that it must have

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from convert.pipeline import Stage
+from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import HubError
-from olmo3_mlx.hub import hub_errors
 
 
 def check_upload(repo: str | None) -> None:

@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from convert import convert
 from olmo3_mlx import generate, load
-from olmo3_mlx.checkpoint import load_config, read_weights
-from olmo3_mlx.hub import resolve
+from olmo3_mlx.checkpoints.checkpoint import load_config, read_weights
+from olmo3_mlx.checkpoints.hub import resolve
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="demo", help="demo, a folder, or a hub id")

@@ -5,11 +5,11 @@ model, tokenizer = load("demo")
 print(generate(model, tokenizer, "How many layers does Olmo 3 7B have?").text)
 """
 
-from olmo3_mlx.cache import KVCache, RotatingKVCache, rewind
-from olmo3_mlx.chat import Chat
-from olmo3_mlx.checkpoint import load
-from olmo3_mlx.completion import Completion, generate, stream
+from olmo3_mlx.caches.cache import KVCache, RotatingKVCache, rewind
+from olmo3_mlx.checkpoints.checkpoint import load
 from olmo3_mlx.config import GenerationConfig, Olmo3Config, RopeConfig
+from olmo3_mlx.conversation.chat import Chat
+from olmo3_mlx.conversation.completion import Completion, generate, stream
 from olmo3_mlx.errors import (
     CacheError,
     CheckpointError,
@@ -25,8 +25,8 @@ from olmo3_mlx.errors import (
     TokenizerError,
 )
 from olmo3_mlx.model import Olmo3
-from olmo3_mlx.session import Session
-from olmo3_mlx.tokenizer import Tokenizer
+from olmo3_mlx.sessions.session import Session
+from olmo3_mlx.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 

@@ -23,11 +23,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from olmo3_mlx.attention import KeysValues, pace
-from olmo3_mlx.cache import Cache, KVCache, RotatingKVCache
+from olmo3_mlx.caches.attention import KeysValues, pace
+from olmo3_mlx.caches.cache import Cache, KVCache, RotatingKVCache
+from olmo3_mlx.caches.quantized import KVQuantization
 from olmo3_mlx.config import FULL, GenerationConfig, Olmo3Config
 from olmo3_mlx.errors import CacheError, OptionError, PromptError
-from olmo3_mlx.kv_quantization import KVQuantization
 from olmo3_mlx.rope import RotaryEmbedding
 
 _PACED_FROM = 512  # tokens in a pass from which its layers run one after the other, see `pace`

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from olmo3_mlx import attention as module
-from olmo3_mlx.attention import KeysValues, attention, attention_mask, visible
+from olmo3_mlx.caches import attention as module
+from olmo3_mlx.caches.attention import KeysValues, attention, attention_mask, visible
 
 TOLERANCE = 1e-5  # on values of about 1, in float32
 

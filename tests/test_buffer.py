@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from olmo3_mlx.buffer import Buffer
+from olmo3_mlx.caches.buffer import Buffer
 
 
 def numbered(start: int, stop: int, width: int = 3) -> mx.array:

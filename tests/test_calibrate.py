@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from convert.calibration.blocks import Calibration, Moments
+from convert.calibration.calibration import Calibration, Moments
 from convert.calibration.gptq import Codes, packed, quantized, searched
 from convert.calibration.memory import calibrating_bytes
 from convert.calibration.sensitivity import _options, allocate, choose, costs
 from convert.calibration.solving import Metric, solved
-from convert.layers import Layers
-from convert.source import Source
+from convert.reading.layers import Layers
+from convert.reading.source import Source
 from olmo3_mlx import Olmo3Config, Tokenizer
 from olmo3_mlx.published import SIZES
 from olmo3_mlx.quantization import Quantization
@@ -237,7 +237,7 @@ def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = a_source(tmp_path / "a")
-    monkeypatch.setattr("convert.layers._ROWS_BYTES", 4 * source.config.hidden_size * rows)  # 50: in pieces
+    monkeypatch.setattr("convert.reading.layers._ROWS_BYTES", 4 * source.config.hidden_size * rows)
     text = a_text(2, 16)
     found = costs(source, text)
     for path in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):

@@ -14,11 +14,11 @@ import pytest
 from conftest import TINY, cut_tokenizer, kill_until_there, random_model, save_checkpoint
 
 from convert import convert as to_mlx
-from convert.calibration.blocks import Calibration
+from convert.calibration.calibration import Calibration
 from convert.card.measure import measure
-from convert.evaluation import text_tokens
+from convert.reading.source import Source
 from convert.recipe import named
-from convert.source import Source
+from convert.texts import text_tokens
 from olmo3_mlx import (
     CheckpointError,
     ConvertError,
@@ -316,7 +316,7 @@ def test_going_on_does_not_choose_bits_again(
         pytest.fail("chosen again")
 
     monkeypatch.setattr("convert.planning.choose", never)
-    monkeypatch.setattr("convert.calibration.blocks.embedding_hessian", never)
+    monkeypatch.setattr("convert.calibration.calibration.embedding_hessian", never)
     to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
     name = "model.safetensors"
     assert (tmp_path / "dest" / name).read_bytes() == (whole / name).read_bytes()

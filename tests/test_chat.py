@@ -23,10 +23,10 @@ from olmo3_mlx import (
     generate,
     stream,
 )
-from olmo3_mlx.chat_template import ChatTemplate
-from olmo3_mlx.completion import _answer, join
-from olmo3_mlx.identity import identity
-from olmo3_mlx.session_files import SessionFiles
+from olmo3_mlx.checkpoints.fingerprint import identity
+from olmo3_mlx.conversation.completion import _answer, join
+from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.text.chat_template import ChatTemplate
 
 
 @pytest.fixture(scope="module")

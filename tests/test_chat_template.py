@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from olmo3_mlx import TemplateError, Tokenizer
-from olmo3_mlx.chat_template import ChatTemplate
+from olmo3_mlx.text.chat_template import ChatTemplate
 
 Messages = list[dict[str, Any]]
 

@@ -30,8 +30,8 @@ import convert
 import olmo3_mlx
 from olmo3_mlx import load
 from olmo3_mlx.cli import main
-from olmo3_mlx.completion import Completion
-from olmo3_mlx.saved import open_conversation
+from olmo3_mlx.conversation.completion import Completion
+from olmo3_mlx.conversation.saved import open_conversation
 
 OLMO3 = str(Path(sys.executable).with_name("olmo3"))
 SUM = "What is 17 + 25?"

@@ -26,9 +26,9 @@ from olmo3_mlx import (
     generate,
     stream,
 )
-from olmo3_mlx.machine import MemoryWatch
-from olmo3_mlx.options import GenerationOptions
-from olmo3_mlx.sampling import SamplingOptions
+from olmo3_mlx.conversation.options import GenerationOptions
+from olmo3_mlx.generation.sampling import SamplingOptions
+from olmo3_mlx.memory.machine import MemoryWatch
 
 Script = Callable[[list[int]], int]  # all ids so far -> the next one
 ENDOFTEXT, IM_END = 8188, 8190  # the demo tokenizer's end tokens
@@ -311,7 +311,7 @@ def test_the_prompts_tokens_are_counted(tokenizer: Tokenizer) -> None:
 def test_speeds_are_tokens_over_seconds(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr("olmo3_mlx.completion.time", clock)
+    monkeypatch.setattr("olmo3_mlx.conversation.completion.time", clock)
 
     def work(model: ScriptedModel, length: int) -> None:
         now[0] += 2.0 if length > 1 else 0.25

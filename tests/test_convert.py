@@ -29,7 +29,7 @@ from olmo3_mlx import Olmo3, load
 from olmo3_mlx.cli import main
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import CheckpointError, ConfigError, ConvertError, OptionError
-from olmo3_mlx.generation import decode, prefill
+from olmo3_mlx.generation.loop import decode, prefill
 
 Tensors = dict[str, mx.array]
 Damage = Callable[[Tensors], Any]

@@ -10,7 +10,7 @@ from test_calibrate import a_source, a_text, kl
 from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized, searched
 from convert.calibration.solving import Metric
-from convert.layers import Layers
+from convert.reading.layers import Layers
 from olmo3_mlx.quantization import Quantization
 
 
@@ -45,7 +45,7 @@ def test_sequences_go_back_one_by_one_as_attention_in_pieces_has_no_gradient(
     source, text = a_source(tmp_path / "a"), a_text(4)
     whole = embedding_hessian(source, text)
     one = source.config.num_attention_heads * text.shape[1] ** 2 * 4  # bytes of its scores
-    monkeypatch.setattr("olmo3_mlx.attention._BLOCK_BYTES", one)
+    monkeypatch.setattr("olmo3_mlx.caches.attention._BLOCK_BYTES", one)
     assert mx.allclose(embedding_hessian(source, text), whole, rtol=1e-4, atol=1e-6)
 
 

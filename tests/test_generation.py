@@ -6,9 +6,9 @@ import mlx.core as mx
 import pytest
 
 from olmo3_mlx import KVCache, Olmo3, OptionError, PromptError
-from olmo3_mlx.cache import Cache
-from olmo3_mlx.generation import check_prompt, decode, prefill
-from olmo3_mlx.sampling import Sampler, SamplingOptions
+from olmo3_mlx.caches.cache import Cache
+from olmo3_mlx.generation.loop import check_prompt, decode, prefill
+from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
 
 GREEDY = Sampler(SamplingOptions())
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from olmo3_mlx import Olmo3, load
-from olmo3_mlx.generation import decode, prefill
-from olmo3_mlx.sampling import Sampler, SamplingOptions
+from olmo3_mlx.generation.loop import decode, prefill
+from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
 
 
 @pytest.fixture(scope="module")

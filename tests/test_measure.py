@@ -14,12 +14,12 @@ from conftest import TINY, random_model, save_checkpoint
 from convert.card import divergence
 from convert.card.measure import measure
 from convert.card.quality import HISTOGRAM_EDGES, standard_error
-from convert.evaluation import read_text, text_tokens
-from convert.layers import Layers
-from convert.source import Source
+from convert.reading.layers import Layers
+from convert.reading.source import Source
+from convert.texts import read_text, text_tokens
 from olmo3_mlx import Olmo3, Tokenizer
+from olmo3_mlx.checkpoints.hub import DEMO
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError
-from olmo3_mlx.hub import DEMO
 
 TOKENS = mx.random.randint(0, 128, (3, 40), key=mx.random.key(7))
 

@@ -10,14 +10,14 @@ import pytest
 from conftest import TINY, random_model, save_checkpoint
 
 from olmo3_mlx import Olmo3, Olmo3Config, load, working_space
-from olmo3_mlx.cache import Cache
+from olmo3_mlx.caches.cache import Cache
+from olmo3_mlx.checkpoints.hub import DEMO
 from olmo3_mlx.errors import CheckpointError, MemoryFitError, OptionError
-from olmo3_mlx.hub import DEMO
-from olmo3_mlx.machine import MemoryWatch, little_kept, machine_bytes, wired
-from olmo3_mlx.memory import cache_bytes, stored_itemsize, stored_weight_bytes, weight_bytes
-from olmo3_mlx.memory_plan import MemoryFit, MemoryPlan, plan
+from olmo3_mlx.memory.machine import MemoryWatch, little_kept, machine_bytes, wired
+from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, plan
+from olmo3_mlx.memory.sizes import cache_bytes, stored_itemsize, stored_weight_bytes, weight_bytes
+from olmo3_mlx.memory.working_space import working_bytes
 from olmo3_mlx.published import SIZES
-from olmo3_mlx.working_space import working_bytes
 
 GIB = 2**30
 SEVEN = Olmo3Config.from_dict(SIZES["7b"])

@@ -35,9 +35,9 @@ from native_writer import (
 )
 
 from convert import convert
-from convert.native.checkpoint import is_native, open_native
-from convert.native.distcp import Chunked, chunked_tensors
-from convert.stored import read
+from convert.reading.native.checkpoint import is_native, open_native
+from convert.reading.native.distcp import Chunked, chunked_tensors
+from convert.reading.stored import read
 from olmo3_mlx import CheckpointError, ConfigError, ConvertError, Olmo3, Olmo3Config
 
 PADDED = 160  # rows of embedding and head, of which TINY's tokenizer has 128

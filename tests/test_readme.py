@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from olmo3_mlx import Olmo3Config
-from olmo3_mlx.memory import cache_bytes, weight_bytes
+from olmo3_mlx.memory.sizes import cache_bytes, weight_bytes
 from olmo3_mlx.published import SIZES
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import pytest
 from fake_hub import FakeHub
 
 from olmo3_mlx import CheckpointError, HubError
+from olmo3_mlx.checkpoints.revisions import Revision, in_training_order, list_revisions
 from olmo3_mlx.cli import main
-from olmo3_mlx.revisions import Revision, in_training_order, list_revisions
 
 ORDERED = [
     "stage1-step0-tokens0B",

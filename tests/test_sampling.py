@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from olmo3_mlx import OptionError
-from olmo3_mlx.sampling import Sampler, SamplingOptions, keep_min_p, keep_top_k, keep_top_p
+from olmo3_mlx.generation.sampling import Sampler, SamplingOptions, keep_min_p, keep_top_k, keep_top_p
 
 RNG = np.random.default_rng(0)
 LOGITS = [RNG.normal(scale=scale, size=50).astype(np.float32) for scale in (0.1, 1.0, 3.0, 10.0)]

@@ -21,9 +21,9 @@ from conftest import TINY, random_model
 from test_completion import IM_END, ScriptedModel, held_ids
 
 from olmo3_mlx import CacheError, Olmo3, OptionError, PromptError, Session
-from olmo3_mlx.blocks import Block, BlockStore
-from olmo3_mlx.generation import prefill
-from olmo3_mlx.session_files import SessionFiles
+from olmo3_mlx.generation.loop import prefill
+from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.sessions.spans import Block, BlockStore
 
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]

@@ -19,8 +19,8 @@ from conftest import TINY, random_model
 from test_session import LONG
 
 from olmo3_mlx import Olmo3, Session, SessionError
-from olmo3_mlx.generation import prefill
-from olmo3_mlx.session_files import SessionFiles
+from olmo3_mlx.generation.loop import prefill
+from olmo3_mlx.sessions.files import SessionFiles
 
 TOLERANCE = 1e-4
 CONFIG = {**LONG, "max_position_embeddings": 2048}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from convert.native.unpickle import Global, Made, Persistent, UnpickleError, unpickle
+from convert.reading.native.unpickle import Global, Made, Persistent, UnpickleError, unpickle
 
 MOST = 2**20
 PLAIN = {
@@ -60,7 +60,7 @@ def test_a_global_is_a_name_and_a_persistent_id_a_value() -> None:
         (Runs(eval, "open('{}', 'w')"), "builtins.eval"),
         (Runs(getattr, "x", "upper"), "builtins.getattr"),
         (os.path.join, "posixpath.join"),
-        (Made("x", ()), "convert.native.unpickle.Made"),
+        (Made("x", ()), "convert.reading.native.unpickle.Made"),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])

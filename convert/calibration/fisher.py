@@ -3,8 +3,8 @@
 import mlx.core as mx
 
 from convert.calibration.solving import with_ridge
-from convert.layers import Layers, States, run, split
-from convert.source import Source
+from convert.reading.layers import Layers, States, run, split
+from convert.reading.source import Source
 from olmo3_mlx.model import Block
 
 _STATES_BYTES = 2**31  # of the hidden states between all blocks

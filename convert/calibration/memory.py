@@ -3,7 +3,7 @@
 from convert.size import in_words
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import MemoryFitError
-from olmo3_mlx.machine import machine_bytes
+from olmo3_mlx.memory.machine import machine_bytes
 from olmo3_mlx.model import Olmo3
 
 _MATRICES = 4  # of a layer's inputs by its inputs, at once: see solving and blocks

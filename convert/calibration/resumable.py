@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from convert.calibration.blocks import EMBEDDING, HEAD, Calibration
-from convert.layers import Layers
+from convert.calibration.calibration import EMBEDDING, HEAD, Calibration
 from convert.pipeline import Stage
+from convert.reading.layers import Layers
+from convert.reading.source import Source
 from convert.recipe import Plan
-from convert.source import Source
 
 
 def calibrated(

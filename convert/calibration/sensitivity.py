@@ -14,12 +14,12 @@ from math import prod
 
 import mlx.core as mx
 
-from convert.calibration.blocks import EMBEDDING, HEAD
+from convert.calibration.calibration import EMBEDDING, HEAD
 from convert.calibration.gptq import searched
-from convert.layers import Layers, States, run, split
 from convert.pipeline import Stage
+from convert.reading.layers import Layers, States, run, split
+from convert.reading.source import Source
 from convert.recipe import Plan
-from convert.source import Source
 from olmo3_mlx.quantization import Quantization
 
 CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))

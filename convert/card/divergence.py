@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.layers import Layers
+from convert.reading.layers import Layers
 
 HEAD_BYTES = 2**26  # of one head's rows in float32
 LOGITS_BYTES = 2**27  # of one model's logits

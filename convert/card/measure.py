@@ -15,11 +15,11 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
-from convert.finite import check_all_finite
-from convert.layers import Layers, States, run, split
 from convert.pipeline import Progress
-from convert.source import Source
-from convert.stored import Tensor
+from convert.reading.finite import check_all_finite
+from convert.reading.layers import Layers, States, run, split
+from convert.reading.source import Source
+from convert.reading.stored import Tensor
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError
 
 _SAME = (

@@ -11,8 +11,8 @@ from math import prod
 
 import mlx.core as mx
 
-from convert.stored import DTYPES
-from olmo3_mlx.hub import SINGLE
+from convert.reading.stored import DTYPES
+from olmo3_mlx.checkpoints.hub import SINGLE
 from olmo3_mlx.quantization import Quantization
 
 SHARD_BYTES = 5 * 10**9  # a file holds no more, unless the parts of a single weight do

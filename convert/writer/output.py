@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.stored import stored_tensors
+from convert.reading.stored import stored_tensors
 from convert.writer.journal import Journal, Sums
 from convert.writer.layout import Layout, Place
 from olmo3_mlx.durable import flush

@@ -5,18 +5,18 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 
-from olmo3_mlx.chat import Chat
-from olmo3_mlx.checkpoint import load
+from olmo3_mlx.checkpoints.checkpoint import load
+from olmo3_mlx.checkpoints.fingerprint import cache_form, identity
 from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
 from olmo3_mlx.cli.planning import caches, planned
-from olmo3_mlx.completion import Completion
+from olmo3_mlx.conversation.chat import Chat
+from olmo3_mlx.conversation.completion import Completion
+from olmo3_mlx.conversation.saved import SavedConversation, open_conversation
 from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError, SessionError, TemplateError
-from olmo3_mlx.identity import cache_form, identity
-from olmo3_mlx.saved import SavedConversation, open_conversation
-from olmo3_mlx.session import Session
-from olmo3_mlx.session_files import SessionFiles
+from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.sessions.session import Session
 
 _HELP = """\
 /retry          answer the last message anew

@@ -15,8 +15,8 @@ from olmo3_mlx.quantization import in_words
 if TYPE_CHECKING:
     from convert.card.page import Measured
     from convert.card.quality import Quality
-    from convert.source import Source
-    from olmo3_mlx.tokenizer import Tokenizer
+    from convert.reading.source import Source
+    from olmo3_mlx.text.tokenizer import Tokenizer
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     from convert.card.measure import check_comparable, measure  # noqa: PLC0415
     from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
-    from convert.source import Source  # noqa: PLC0415
+    from convert.reading.source import Source  # noqa: PLC0415
 
     if args.card is not None:
         _check_card(Path(args.card))
@@ -111,12 +111,13 @@ def _make(folder: Path) -> None:
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
     """The text as tokens, and the rest of what a card says about how it was measured."""
     from convert.card.calibrated import CalibratedOn  # noqa: PLC0415
+    from convert.card.evaluation import Evaluation  # noqa: PLC0415
     from convert.card.page import FIGURES  # noqa: PLC0415
     from convert.card.verdict import Quantized  # noqa: PLC0415
-    from convert.evaluation import Evaluation, read_text  # noqa: PLC0415
-    from olmo3_mlx.hub import resolve  # noqa: PLC0415
+    from convert.texts import read_text  # noqa: PLC0415
+    from olmo3_mlx.checkpoints.hub import resolve  # noqa: PLC0415
     from olmo3_mlx.model import Olmo3  # noqa: PLC0415
-    from olmo3_mlx.tokenizer import Tokenizer  # noqa: PLC0415
+    from olmo3_mlx.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     if args.tokens < 2:
         raise OptionError(f"--tokens must be at least 2, not {args.tokens}")

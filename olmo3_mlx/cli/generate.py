@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
-from olmo3_mlx.checkpoint import load
+from olmo3_mlx.checkpoints.checkpoint import load
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
 from olmo3_mlx.cli.planning import caches, planned
-from olmo3_mlx.completion import Completion, join, stream
+from olmo3_mlx.conversation.completion import Completion, join, stream
 from olmo3_mlx.errors import OptionError, PromptError
-from olmo3_mlx.session import Session
+from olmo3_mlx.sessions.session import Session
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from olmo3_mlx.checkpoint import load_config, read_weights
+from olmo3_mlx.checkpoints.checkpoint import load_config, read_weights
+from olmo3_mlx.checkpoints.hub import INDEX, has_weights, resolve
 from olmo3_mlx.cli.options import add_memory, add_model
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.errors import MemoryFitError, OptionError
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.hub import INDEX, has_weights, resolve
-from olmo3_mlx.memory import layer_counts, parameters_by_part, weight_bytes
-from olmo3_mlx.memory_plan import MemoryFit, MemoryPlan, check_context, in_gib, plan
+from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, check_context, in_gib, plan
+from olmo3_mlx.memory.sizes import layer_counts, parameters_by_part, weight_bytes
 from olmo3_mlx.published import SIZES
 from olmo3_mlx.quantization import in_words
 

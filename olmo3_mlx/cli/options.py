@@ -4,7 +4,7 @@ import argparse
 import os
 
 from olmo3_mlx.config import GenerationConfig
-from olmo3_mlx.options import GenerationOptions, Options
+from olmo3_mlx.conversation.options import GenerationOptions, Options
 
 
 def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from olmo3_mlx.checkpoint import load_config
-from olmo3_mlx.hub import resolve
-from olmo3_mlx.memory import stored_itemsize, stored_weight_bytes
-from olmo3_mlx.memory_plan import MemoryPlan, plan
-from olmo3_mlx.session import CHECKPOINT_BYTES
+from olmo3_mlx.checkpoints.checkpoint import load_config
+from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.memory.plan import MemoryPlan, plan
+from olmo3_mlx.memory.sizes import stored_itemsize, stored_weight_bytes
+from olmo3_mlx.sessions.session import CHECKPOINT_BYTES
 
 
 def planned(args: argparse.Namespace) -> tuple[Path, MemoryPlan]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from olmo3_mlx.revisions import Revision, list_revisions
+from olmo3_mlx.checkpoints.revisions import Revision, list_revisions
 
 _COLUMNS: dict[str, Callable[[Revision], str]] = {
     "stage": lambda r: _number(r.stage),

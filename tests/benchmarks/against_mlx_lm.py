@@ -22,9 +22,9 @@ import mlx.core as mx
 import numpy as np
 
 from olmo3_mlx import generate, load
-from olmo3_mlx.generation import decode, prefill
-from olmo3_mlx.hub import DEMO
-from olmo3_mlx.sampling import Sampler, SamplingOptions
+from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.generation.loop import decode, prefill
+from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
 
 SHARED = Path(__file__).parents[3] / "shared"
 QUESTION = "What is 17 + 25?"

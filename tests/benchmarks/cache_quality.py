@@ -19,9 +19,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from olmo3_mlx import Olmo3, load
-from olmo3_mlx.attention import KeysValues
-from olmo3_mlx.cache import STEP, Cache, KVCache
-from olmo3_mlx.kv_quantization import KVQuantization, _rounded
+from olmo3_mlx.caches.attention import KeysValues
+from olmo3_mlx.caches.cache import STEP, Cache, KVCache
+from olmo3_mlx.caches.quantized import KVQuantization, _rounded
 
 SHARED = Path(__file__).parents[3] / "shared"
 CHECKPOINTS = ("olmo3-lab-chat", "olmo3-lab-gqa")

@@ -17,8 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from convert import convert
-from convert.source import Source
-from convert.stored import read
+from convert.reading.source import Source
+from convert.reading.stored import read
 from olmo3_mlx import Olmo3, Tokenizer, load
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -33,10 +33,10 @@ def ours(args: argparse.Namespace) -> int:
     import mlx.core as mx
 
     from convert.card.measure import measure
-    from convert.evaluation import read_text, text_tokens
-    from convert.source import Source
-    from convert.stored import read
-    from olmo3_mlx.tokenizer import Tokenizer
+    from convert.reading.source import Source
+    from convert.reading.stored import read
+    from convert.texts import read_text, text_tokens
+    from olmo3_mlx.text.tokenizer import Tokenizer
 
     args.out.mkdir()
     sources = [Source.open(args.original), Source.open(args.result)]

@@ -22,9 +22,9 @@ from mlx_lm.models import olmo3 as theirs
 from mlx_lm.models.cache import make_prompt_cache
 
 from olmo3_mlx import Olmo3, Olmo3Config
-from olmo3_mlx.generation import decode, prefill
+from olmo3_mlx.generation.loop import decode, prefill
+from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
 from olmo3_mlx.published import SIZES
-from olmo3_mlx.sampling import Sampler, SamplingOptions
 
 
 class Run(NamedTuple):

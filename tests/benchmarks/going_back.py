@@ -28,9 +28,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 from olmo3_mlx import Completion, Olmo3, Session, Tokenizer, load, stream
-from olmo3_mlx.chat_template import ChatTemplate
-from olmo3_mlx.identity import cache_form, identity
-from olmo3_mlx.session_files import SessionFiles
+from olmo3_mlx.checkpoints.fingerprint import cache_form, identity
+from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.text.chat_template import ChatTemplate
 
 LAB = Path(__file__).parents[3] / "shared" / "lab"
 CHECKPOINT = LAB / "olmo3-lab-chat"

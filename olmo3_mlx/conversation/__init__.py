@@ -1,0 +1,1 @@
+"""Text in, text out: one answer, or a conversation that keeps its session."""

@@ -1,0 +1,79 @@
+"""How to answer: what a caller asks for, over what the checkpoint says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+from olmo3_mlx.config import GenerationConfig
+from olmo3_mlx.errors import OptionError
+from olmo3_mlx.generation.sampling import SamplingOptions, check_number
+from olmo3_mlx.text.stop_strings import StopStrings
+
+
+class Options(TypedDict, total=False):
+    """How to answer, as `stream`, `generate` and Chat take it by keyword. None is as good as left out:
+    the checkpoint's generation_config.json decides.
+
+    max_tokens  end after so many; as many as the context takes if nothing says otherwise
+    stop        end before this text, or one of these
+    the others  see SamplingOptions
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to answer, decided. Checked when made; raises OptionError for values outside their range."""
+
+    sampling: SamplingOptions
+    max_tokens: int | None = None  # None: as many as the context takes
+    stop: tuple[str, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            check_number("max_tokens", self.max_tokens, lambda n: n >= 1, "of at least 1", whole=True)
+        StopStrings(self.stop)  # refuses an empty one
+
+    @classmethod
+    def over(
+        cls,
+        defaults: GenerationConfig,
+        **options: Unpack[Options],
+    ) -> "GenerationOptions":
+        """What is given, over the checkpoint's own defaults.
+
+        A filter given to a checkpoint that is greedy by default asks for sampling: at temperature 1.
+        """
+        unknown = sorted(options.keys() - Options.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(Options.__annotations__)}")
+        given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+        stop = given.pop("stop", defaults.stop_strings)
+        max_tokens = given.pop("max_tokens", defaults.max_new_tokens)
+        filters = ("top_p", "top_k", "min_p")
+        if not defaults.temperature and any(key in given for key in filters):
+            given.setdefault("temperature", 1.0)
+        for key in ("temperature", "repetition_penalty", *filters):
+            given.setdefault(key, getattr(defaults, key))
+        return cls(
+            sampling=SamplingOptions(**given),
+            max_tokens=max_tokens,
+            stop=_stop_strings(stop),
+            eos_token_ids=frozenset(defaults.eos_token_ids),
+        )
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = [stop] if isinstance(stop, str) else stop or ()
+    if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
+        raise OptionError(f"stop must be a string or a list of strings, not {stop!r}")
+    return tuple(strings)

@@ -1,0 +1,1 @@
+"""Ids in, ids out: reading a prompt, decoding, choosing tokens. Knows no text."""

@@ -1,0 +1,191 @@
+"""Text to token ids and back, with the checkpoint's own tokenizer.json and chat template."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import DecodeStream
+
+from olmo3_mlx.errors import ConfigError, PromptError, TemplateError, TokenizerError
+from olmo3_mlx.fields import read_json
+from olmo3_mlx.text.chat_template import ChatTemplate, Message
+
+
+class Tokenizer:
+    """What a checkpoint's tokenizer files say. Nothing is hidden in either direction: special tokens
+    in a text become their ids, and ids of special tokens their text.
+    """
+
+    def __init__(self, backend: Backend, chat_template: ChatTemplate | None = None) -> None:
+        self.backend = backend
+        self.chat_template = chat_template
+        self._special = frozenset(backend.get_added_tokens_decoder())  # they split a text
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json and, where there is one, the chat template.
+
+        Raises TokenizerError for missing or damaged files, TemplateError for an invalid template.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"{folder}: expected a tokenizer.json, found none: copy the model's")
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
+        # Some fine-tunes ship a file that cuts or pads what it encodes; a prompt is a prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        source = _template_source(folder, config)
+        return cls(backend, ChatTemplate(source, _special_tokens(config)) if source else None)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens that stand in it count as such, none are added.
+
+        Raises PromptError for text that is not valid Unicode.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):
+            raise PromptError("expected valid Unicode text, got lone surrogates") from None
+
+    def encode_like(self, text: str, held: Sequence[int]) -> list[int]:
+        """Ids of a text, spelled as in `held` as far as that is the same text: a model may have chosen
+        other tokens for its words than `encode` does, and they need not be run again.
+
+        Between special tokens, where spelling is free, what `held` has is taken as far as it is the text
+        that stands here, to the last word that both have whole. Raises what `encode` raises.
+        """
+        ids, at = self.encode(text), 0
+        while True:
+            at = next((i for i in range(at, min(len(ids), len(held))) if ids[i] != held[i]), -1)
+            if at < 0:
+                return ids
+            begin = next((i + 1 for i in range(at - 1, -1, -1) if ids[i] in self._special), 0)
+            ours = ids[begin : self._stretch(ids, begin)]
+            end = self._stretch(held, begin)
+            said, meant = held[begin:end], self.decode(ours)
+            taken, length = self._common(said, meant, last=end == len(held))
+            if begin + taken <= at:
+                return ids
+            rest = self.encode(meant[length:])
+            ids = [*ids[:begin], *said[:taken], *rest, *ids[begin + len(ours) :]]
+            if taken < len(said):
+                return ids
+            at = begin + taken
+
+    def _common(self, said: Sequence[int], meant: str, last: bool) -> tuple[int, int]:
+        """How many ids of `said` spell the beginning of `meant`, and how long that is. Unless that is all
+        that was said, it ends before a word, where `encode` may go on; `last` says that nothing follows.
+        """
+        detokenizer, text, found = self.detokenizer(), "", (0, 0)
+        for count, token in enumerate(said, start=1):
+            piece = detokenizer.add(token)
+            if not piece:  # in the middle of a character
+                continue
+            text += piece
+            if not meant.startswith(text):
+                return found
+            if not meant[len(text) :] or meant[len(text)].isspace():
+                found = (count, len(text))
+        whole = self.decode(said)
+        return (len(said), len(whole)) if meant == whole or (last and meant.startswith(whole)) else found
+
+    def _stretch(self, ids: Sequence[int], begin: int) -> int:
+        """Where the next special token from `begin` on stands, or the end."""
+        return next((i for i in range(begin, len(ids)) if ids[i] in self._special), len(ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt text of a conversation, see ChatTemplate.render.
+
+        Raises TemplateError if the checkpoint has no template (base models have none).
+        """
+        if self.chat_template is None:
+            raise TemplateError(
+                "this checkpoint has no chat template (base models have none): continue plain text with "
+                "`olmo3 generate --raw`, raw=True in Python"
+            )
+        return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def detokenizer(self) -> "Detokenizer":
+        """A fresh streaming detokenizer."""
+        return Detokenizer(self.backend)
+
+
+class Detokenizer:
+    """Ids to text one at a time, in whole characters: the pieces together are `Tokenizer.decode`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._ids: list[int] = []
+        self._length = 0  # characters given out
+
+    def add(self, token: int) -> str:
+        """The text that this id completes, empty while a character is unfinished."""
+        self._ids.append(token)
+        piece: str = self._stream.step(self._backend, token) or ""
+        self._length += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD where a character was never finished."""
+        rest: str = self._backend.decode(self._ids, skip_special_tokens=False)[self._length :]
+        self._length += len(rest)
+        return rest
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says, nothing if there is none."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, which overrides the older `chat_template` of tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TemplateError(f"{path}: could not be read: {error}") from None
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several by name
+        default = [e for e in source if isinstance(e, dict) and e.get("name") == "default"]
+        source = default[0].get("template") if default else source
+    if source is not None and not isinstance(source, str):
+        raise TemplateError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of named ones "
+            f"with a default"
+        )
+    return source
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like, each a string or an object with its `content`."""
+    tokens = {}
+    for key, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            tokens[key] = content
+    return tokens
