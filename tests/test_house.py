@@ -1,6 +1,7 @@
 """The house: imports go down only, nothing heavy on the way to the first token, a known public list."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ FLOORS: dict[str, list[str]] = {
         "sessions: spans, files snapshots, session",
         "conversation: options saved, completion, chat",
         "__init__",
-        "cli: bar interrupt options planning, generate, chat convert compare inspect revisions",
+        "cli: bar interrupt options planning wording, generate, chat convert compare inspect revisions",
         "cli",
         "__main__",
     ],
@@ -118,6 +119,18 @@ def test_the_library_neither_prints_nor_exits() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call):
                     assert ast.unparse(node.func) not in ("print", "sys.exit", "exit"), path
+
+
+@pytest.mark.parametrize("package", ["olmo3_mlx"])
+def test_errors_of_the_library_name_no_flag_and_no_command(package: str) -> None:
+    """Over HTTP `--kv-bits` is nonsense: errors carry Settings, which the command line words."""
+    for path in (ROOT / package).rglob("*.py"):
+        if path.parent.name == "cli":
+            continue
+        raised = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)]
+        for node in [constant for error in raised for constant in ast.walk(error)]:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"(^|[^\w-])--[a-z]|`olmo3 ", node.value), f"{path}: {node.value}"
 
 
 def test_files_and_functions_stay_small() -> None:

@@ -9,10 +9,11 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from olmo3_mlx import Olmo3, Olmo3Config, load, working_space
+from olmo3_mlx import Olmo3, Olmo3Config, load
 from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.checkpoints.hub import DEMO
 from olmo3_mlx.errors import CheckpointError, MemoryFitError, OptionError
+from olmo3_mlx.memory import working_space
 from olmo3_mlx.memory.machine import MemoryWatch, little_kept, machine_bytes, wired
 from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, plan
 from olmo3_mlx.memory.sizes import cache_bytes, stored_itemsize, stored_weight_bytes, weight_bytes
@@ -268,23 +269,23 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers_and_what_would(
     assert message.startswith("a context of 65,536 tokens needs 1")
     for part in ("weights 7.22 GiB", "caches 9.73 GiB", "working space", "there are 16.00 GiB"):
         assert part in message
-    context = int(message.partition("--context ")[2].partition(",")[0])
+    context = int(message.partition("context=")[2].partition(",")[0])
     assert plan(SEVEN, weight_bytes(SEVEN, 8), context=context, machine=16 * GIB, chunk=64).fits
-    assert "or --kv-bits 8, or weights of 4 bits" in message
+    assert "or kv_bits=8, or weights of 4 bits" in message
 
 
 def test_a_refusal_names_kv_bits_4_where_8_are_too_many() -> None:
     weights = weight_bytes(SEVEN, 4)
     machine = MemoryFit(SEVEN, chunk=32).at(weights, 65536, 4).total
-    with pytest.raises(MemoryFitError, match=r" caches .* or --kv-bits 4$"):
+    with pytest.raises(MemoryFitError, match=r" caches .* or kv_bits=4$"):
         plan(SEVEN, weights, context=65536, machine=machine, chunk=32)
-    with pytest.raises(MemoryFitError, match=r"8-bit caches .* or --kv-bits 4$"):
+    with pytest.raises(MemoryFitError, match=r"8-bit caches .* or kv_bits=4$"):
         plan(SEVEN, weights, context=65536, kv_bits=8, machine=machine, chunk=32)
 
 
 def test_a_refusal_names_both_where_only_smaller_weights_and_caches_fit_together() -> None:
     machine = MemoryFit(SEVEN, chunk=32).at(weight_bytes(SEVEN, 4), 65536, 4).total
-    with pytest.raises(MemoryFitError, match="what fits is weights of 4 bits with --kv-bits 4"):
+    with pytest.raises(MemoryFitError, match="what fits is weights of 4 bits with kv_bits=4"):
         plan(SEVEN, weight_bytes(SEVEN), context=65536, machine=machine, chunk=32)
 
 
@@ -300,7 +301,7 @@ def test_a_head_that_cannot_be_quantized_is_never_advised_to_be() -> None:
     whole = MemoryFit(config).at(0, 60000).total
     with pytest.raises(MemoryFitError) as caught:
         plan(config, 0, context=60000, machine=whole - 1)
-    assert "--kv-bits" not in str(caught.value)
+    assert "kv_bits" not in str(caught.value)
 
 
 @pytest.mark.parametrize("context", [0, -1, True, 1.5, "512", 65537])

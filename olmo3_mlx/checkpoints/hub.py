@@ -9,9 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from olmo3_mlx.errors import CheckpointError, HubError, Olmo3Error
+from olmo3_mlx.errors import (
+    CheckpointError,
+    HubError,
+    Olmo3Error,
+    Setting,
+    UnknownNameError,
+    UnknownRevisionError,
+)
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.published import SIZES
 
 DEMO = Path(__file__).parents[1] / "demo"
 INDEX = "model.safetensors.index.json"
@@ -43,13 +49,15 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     folder = DEMO if name == "demo" else _local(name)
     if folder is not None:
         if revision is not None:
-            raise CheckpointError(f"{name} is a folder here: --revision {revision} is for hub ids")
+            raise CheckpointError(
+                f"{name} is a folder here: ", Setting("revision", revision), " is for hub ids"
+            )
         return folder
     if not HUB_ID.fullmatch(str(name)):
-        hint = "; `olmo3 inspect` alone knows it, as a size" if str(name).lower() in SIZES else ""
-        raise CheckpointError(
+        raise UnknownNameError(
+            str(name),
             f"{str(name) or 'the empty name'}: no such folder, and no hub id either (one looks like "
-            f"allenai/Olmo-3-7B-Instruct){hint}"
+            f"allenai/Olmo-3-7B-Instruct)",
         )
     return _download(str(name), revision, weights)
 
@@ -146,9 +154,7 @@ def hub_errors(
     except hub.GatedRepoError:
         raise HubError(f"{at}: access is gated: accept its terms on the hub, then `hf auth login`") from None
     except hub.RevisionNotFoundError:
-        raise HubError(
-            f"{hub_id} has no revision {revision!r}: `olmo3 revisions {hub_id}` lists them"
-        ) from None
+        raise UnknownRevisionError(hub_id, revision) from None
     except hub.RepositoryNotFoundError:
         raise HubError(f"{hub_id}: the hub knows no such model: check the spelling") from None
     except hub.OfflineModeIsEnabled:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from olmo3_mlx import __version__
 from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
+from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
 
 _VERBS = (generate, chat, convert, compare, inspect, revisions)
@@ -28,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Olmo3Error as error:
-        line = " ".join(str(error).split())
-        print(f"olmo3 {args.verb}: error: {line}", file=sys.stderr)
+        print(f"olmo3 {args.verb}: error: {worded(error)}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt as stop:
         print(f"olmo3 {args.verb}: {': '.join(('interrupted', *stop.args))}", file=sys.stderr)

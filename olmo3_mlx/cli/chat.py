@@ -11,6 +11,7 @@ from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
 from olmo3_mlx.cli.planning import caches, planned
+from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion
 from olmo3_mlx.conversation.saved import SavedConversation, open_conversation
@@ -174,7 +175,7 @@ class _Conversation:
                         if interrupted():
                             break
         except (PromptError, TemplateError, MemoryFitError) as error:
-            print(f"error: {error} (/help lists what can be done)", file=sys.stderr)
+            print(f"error: {worded(error)} (/help lists what can be done)", file=sys.stderr)
             return
         except KeyboardInterrupt:
             pass
@@ -197,7 +198,7 @@ class _Conversation:
         try:
             self.chat.undo()
         except PromptError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {worded(error)}", file=sys.stderr)
             return
         print("(taken back)", file=sys.stderr)
         self._keep()

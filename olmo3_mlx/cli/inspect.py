@@ -13,6 +13,7 @@ import mlx.core as mx
 from olmo3_mlx.checkpoints.checkpoint import load_config, read_weights
 from olmo3_mlx.checkpoints.hub import INDEX, has_weights, resolve
 from olmo3_mlx.cli.options import add_memory, add_model
+from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.errors import MemoryFitError, OptionError
 from olmo3_mlx.fields import read_json
@@ -126,7 +127,7 @@ def _answers(
                 kv_start=fit.kv_start, machine=fit.machine,
             )  # fmt: skip
         except MemoryFitError as error:
-            yield f"{label} weights do not fit: {error}"
+            yield f"{label} weights do not fit: {worded(error)}"
             continue
         yield (
             f"{label} weights: {made.context:,} tokens fit in {in_gib(made.total)}, caches "

@@ -146,7 +146,7 @@ def plan(
         context = max(least, fit.largest(weights, kv_bits))
     made = fit.at(weights, context, kv_bits)
     if not made.fits:
-        raise MemoryFitError(_refusal(fit, made))
+        raise _refusal(fit, made)
     return made
 
 
@@ -167,36 +167,38 @@ def check_context(config: Olmo3Config, context: int | None) -> None:
         )
 
 
-def _refusal(fit: MemoryFit, made: MemoryPlan) -> str:
-    caches = "caches" if made.kv_bits is None else f"{made.kv_bits}-bit caches"
-    nearest = list(_nearest(fit, made))
-    return (
-        f"a context of {made.context:,} tokens needs {in_gib(made.total)} (weights {in_gib(made.weights)}, "
-        f"{caches} {in_gib(made.caches)}, working space {in_gib(made.working)}), there are "
-        f"{in_gib(made.machine)}: "
-        + (f"what fits is {', or '.join(nearest)}" if nearest else "nothing fits but a smaller model")
+def _refusal(fit: MemoryFit, plan: MemoryPlan) -> MemoryFitError:
+    """The error that says what does not fit, and what would."""
+    caches = "caches" if plan.kv_bits is None else f"{plan.kv_bits}-bit caches"
+    return MemoryFitError(
+        f"a context of {plan.context:,} tokens needs {in_gib(plan.total)} (weights {in_gib(plan.weights)}, "
+        f"{caches} {in_gib(plan.caches)}, working space {in_gib(plan.working)}), there are "
+        f"{in_gib(plan.machine)}: ",
+        needed=plan.total,
+        available=plan.machine,
+        nearest=tuple(_nearest(fit, plan)),
     )
 
 
-def _nearest(fit: MemoryFit, made: MemoryPlan) -> Iterator[str]:
+def _nearest(fit: MemoryFit, plan: MemoryPlan) -> Iterator[dict[str, int]]:
     """The smallest change of one setting that fits, for each; of weights and caches if none does."""
-    largest = fit.largest(made.weights, made.kv_bits)
+    largest = fit.largest(plan.weights, plan.kv_bits)
     if largest:
-        yield f"--context {largest}"
-    lower = [bits for bits in (8, 4) if made.kv_bits is None or bits < made.kv_bits]
+        yield {"context": largest}
+    lower = [bits for bits in (8, 4) if plan.kv_bits is None or bits < plan.kv_bits]
     lower = lower if fit.quantizes else []
-    kv_bits = next((bits for bits in lower if fit.at(made.weights, made.context, bits).fits), None)
+    kv_bits = next((bits for bits in lower if fit.at(plan.weights, plan.context, bits).fits), None)
     if kv_bits:
-        yield f"--kv-bits {kv_bits}"
+        yield {"kv_bits": kv_bits}
     smaller = [(bits, weight_bytes(fit.config, bits)) for bits in (8, 4)]
-    smaller = [(bits, size) for bits, size in smaller if size < made.weights]
+    smaller = [(bits, size) for bits, size in smaller if size < plan.weights]
     for bits, size in smaller:
-        if fit.at(size, made.context, made.kv_bits).fits:
-            yield f"weights of {bits} bits"
+        if fit.at(size, plan.context, plan.kv_bits).fits:
+            yield {"weight_bits": bits}
             return
     if not kv_bits:
         for bits, size in smaller:
             for kv in lower:
-                if fit.at(size, made.context, kv).fits:
-                    yield f"weights of {bits} bits with --kv-bits {kv}"
+                if fit.at(size, plan.context, kv).fits:
+                    yield {"weight_bits": bits, "kv_bits": kv}
                     return
