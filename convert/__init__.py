@@ -24,8 +24,8 @@ from convert.recipe import named as recipe_named
 from convert.size import Size
 from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
-from olmo3_mlx.checkpoints.checkpoint import dtype_named
-from olmo3_mlx.memory.machine import little_kept
+from olmo3_mlx.checkpoints.weights import dtype_named
+from olmo3_mlx.memory.machine import small_buffer_pool
 
 __all__ = ["Report", "convert"]
 
@@ -110,7 +110,7 @@ def convert(
     wishes.check(bits, keep)
     check_upload(upload_to)
     dest = destination(dest)
-    with new_folder(dest, resume=resume) as folder, little_kept():
+    with new_folder(dest, resume=resume) as folder, small_buffer_pool():
         origin = Source.open(source, revision, None if keep else folder / _SHARDS)
         words = origin.folder if tokenizer is None else words_of(tokenizer)
         work = planned(origin, how, cast, words, wishes=wishes, folder=folder, stage=stage)

@@ -20,11 +20,12 @@ from convert.recipe import Plan, Recipe
 from convert.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
 from convert.writer.files import small_files
 from convert.writer.journal import Identity, check_same, identity
-from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.checkpoints.names import resolve
 from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
-from olmo3_mlx.model import Olmo3, check_token_ids
+from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
+from olmo3_mlx.token_ids import check_token_ids
 
 _CALIBRATION_TOKENS = 32768  # in sequences of _LENGTH, or what a text has
 _LEAST_TOKENS = 8192  # that it must have

@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from convert import convert
 from olmo3_mlx import generate, load
-from olmo3_mlx.checkpoints.checkpoint import load_config, read_weights
-from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.checkpoints.checkpoint import load_config
+from olmo3_mlx.checkpoints.names import resolve
+from olmo3_mlx.checkpoints.weights import read_weights
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="demo", help="demo, a folder, or a hub id")

@@ -13,8 +13,9 @@ import pytest
 from conftest import TINY, random_model
 
 from olmo3_mlx import CacheError, KVCache, Olmo3, OptionError, RotatingKVCache, load, rewind
-from olmo3_mlx.caches.cache import SLACK, STEP
+from olmo3_mlx.caches.buffered import STEP
 from olmo3_mlx.caches.quantized import KVQuantization, QuantizedKeysValues
+from olmo3_mlx.caches.rotating import SLACK
 
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]

@@ -23,7 +23,7 @@ from olmo3_mlx import (
     generate,
     stream,
 )
-from olmo3_mlx.checkpoints.fingerprint import identity
+from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.conversation.completion import _answer, join
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.text.chat_template import ChatTemplate
@@ -728,7 +728,7 @@ def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], 
     model, tokenizer = demo
 
     def session() -> Session:
-        return Session(model, files=SessionFiles(tmp_path, identity(model), ""))
+        return Session(model, files=SessionFiles(tmp_path, fingerprint(model), ""))
 
     chat, _ = edited_question(demo, session(), 300)
     chat.session.save()
@@ -757,7 +757,7 @@ def test_a_long_first_message_whose_end_is_edited_costs_its_end(
     join(stream(model, tokenizer, [user(message)], session=session))
     held = list(session.tokens)
     session.prefill([5] * 900)  # as an answer too long to be rewound
-    session.checkpoint()
+    session.snapshot()
     again = join(stream(model, tokenizer, [user(edited)], session=session))
     ids = tokenizer.encode(tokenizer.apply_chat_template([user(edited)]))
     common = next(i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b)

@@ -18,7 +18,7 @@ from convert.reading.layers import Layers
 from convert.reading.source import Source
 from convert.texts import read_text, text_tokens
 from olmo3_mlx import Olmo3, Tokenizer
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError
 
 TOKENS = mx.random.randint(0, 128, (3, 40), key=mx.random.key(7))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from olmo3_mlx import Olmo3Config
+from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.memory.sizes import cache_bytes, weight_bytes
 from olmo3_mlx.published import SIZES
 
@@ -27,7 +28,7 @@ def test_the_memory_table_is_what_the_program_computes(size: str) -> None:
     config = Olmo3Config.from_dict(SIZES[size])
     weights = [weight_bytes(config, bits) / 2**30 for bits in (None, 8, 4)]
     caches = [
-        [cache_bytes(config, tokens, kv_bits=bits) / 2**30 for tokens in (4096, 16384, 65536)]
+        [cache_bytes(config, tokens, CacheOptions(bits)) / 2**30 for tokens in (4096, 16384, 65536)]
         for bits in (None, 8, 4)
     ]
     row = " | ".join(

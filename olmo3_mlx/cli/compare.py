@@ -115,7 +115,7 @@ def _measured(args: argparse.Namespace, original: "Source", result: "Source") ->
     from convert.card.page import FIGURES  # noqa: PLC0415
     from convert.card.verdict import Quantized  # noqa: PLC0415
     from convert.texts import read_text  # noqa: PLC0415
-    from olmo3_mlx.checkpoints.hub import resolve  # noqa: PLC0415
+    from olmo3_mlx.checkpoints.names import resolve  # noqa: PLC0415
     from olmo3_mlx.model import Olmo3  # noqa: PLC0415
     from olmo3_mlx.text.tokenizer import Tokenizer  # noqa: PLC0415
 

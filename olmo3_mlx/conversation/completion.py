@@ -9,6 +9,7 @@ from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
+from olmo3_mlx.conversation.messages import with_system
 from olmo3_mlx.conversation.options import GenerationOptions, Options
 from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError
 from olmo3_mlx.generation.loop import Progress, check_prompt
@@ -96,7 +97,7 @@ def stream(
     """
     checked = GenerationOptions.over(model.generation_config, **options)
     text, opening = _prompt_text(tokenizer, prompt, system, raw, tools)
-    session = session or Session(model, rewind=1, checkpoint_bytes=0)
+    session = session or Session(model, rewind=1, snapshot_bytes=0)
     return answer(session, tokenizer, text, opening, checked, progress=progress)
 
 
@@ -155,7 +156,7 @@ def _answer(
             progress(done, total)
 
     with wired():
-        logits = session.prefill(ids[held:], checkpoint=begins - held, progress=passed)
+        logits = session.prefill(ids[held:], snapshot=begins - held, progress=passed)
         tokens = session.decode(logits, sampler, limit)
         try:
             for token in tokens:
@@ -240,12 +241,7 @@ def _prompt_text(
         raise PromptError(f"the conversation is empty, or none: expected messages, got {prompt!r}")
     else:
         messages = cast(Sequence[Message], prompt)
-    if system is not None:
-        first = messages[0]
-        if isinstance(first, Mapping) and first.get("role") == "system":
-            raise OptionError("expected one system message: give it as system or in the messages, not both")
-        messages = [{"role": "system", "content": system}, *messages]
-    return rendered(tokenizer, messages, tools)
+    return rendered(tokenizer, with_system(messages, system), tools)
 
 
 def rendered(
