@@ -38,7 +38,7 @@ class Setting:
 
 
 class Olmo3Error(Exception):
-    """The root of all errors that this project raises on purpose. Its message is made one line."""
+    """The root of all errors that this project raises on purpose. Its message is one line."""
 
     def __init__(self, *parts: str | Setting) -> None:
         """`parts` follow each other in the message, with no space added."""

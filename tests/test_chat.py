@@ -239,7 +239,7 @@ def test_an_unfinished_character_does_not_spoil_the_next_turn(tokenizer: Tokeniz
 def test_an_edited_conversation_is_run_from_where_it_differs_even_where_the_caches_cannot_rewind(
     tokenizer: Tokenizer, window: int, rewind: int
 ) -> None:
-    # Longer than a sliding cache keeps, so that with little rewind only the checkpoint is left.
+    # Longer than a sliding cache keeps, so that with little rewind only the snapshot is left.
     model = ScriptedModel(
         saying(tokenizer, [*[50] * 400, IM_END], "ok<|im_end|>"), window=window, rewind=rewind
     )
@@ -749,7 +749,7 @@ def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], 
 def test_a_long_first_message_whose_end_is_edited_costs_its_end(
     tokenizer: Tokenizer, position: float, rewind: int
 ) -> None:
-    """However long the answer was: the message has checkpoints of its own, every 512 tokens."""
+    """However long the answer was: the message has snapshots of its own, every 512 tokens."""
     model: Any = ScriptedModel(lambda history: IM_END, window=8, context=8192)
     text = ["I walked along the shore."] * 600
     message, edited = " ".join(text), " ".join([*text[: int(600 * position)], "Nobody came."])

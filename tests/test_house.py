@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
-        "fields durable published",
+        "fields durable ranges published",
         "quantization",
         "config",
         "rope token_ids",
@@ -27,7 +27,7 @@ FLOORS: dict[str, list[str]] = {
         "text: stop_strings chat_template, tokenizer",
         "memory: machine sizes, working_space, plan",
         "checkpoints: headers files fingerprint, hub weights, names revisions, checkpoint",
-        "sessions: spans, files snapshots, session",
+        "sessions: spans, files, snapshots, session",
         "conversation: options messages saved, completion, chat",
         "__init__",
         "cli: bar interrupt options wording drawing, memory_table generate, chat convert compare inspect "

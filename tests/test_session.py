@@ -122,7 +122,7 @@ class RandomUse:
         self.name += f" disk {self.disk}" if self.folder else ""
         self.session = self.make()
         self.known: list[list[int]] = [[]]  # conversations, the branches
-        self.marked: set[tuple[int, ...]] = set()  # where checkpoints were made
+        self.marked: set[tuple[int, ...]] = set()  # where snapshots were taken
         self.passes: list[int] = []  # the lengths in which what is held was run
         self.step = "start"
 
@@ -310,7 +310,7 @@ def test_a_thousand_random_sequences_are_exact_and_run_no_token_that_need_not() 
 
 @pytest.fixture
 def unbounded(model: Olmo3) -> Session:
-    """A session whose caches can hardly rewind, and whose checkpoints all stay."""
+    """A session whose caches can hardly rewind, and whose snapshots all stay."""
     return Session(model, snapshot_bytes=PLENTY, rewind=0)
 
 
@@ -332,7 +332,7 @@ def test_a_position_that_is_not_there_is_an_error_that_changes_nothing(model: Ol
     assert goes_on(model, session)
 
 
-def test_going_back_far_takes_a_later_checkpoint_and_rewinds(model: Olmo3, unbounded: Session) -> None:
+def test_going_back_far_takes_a_later_snapshot_and_rewinds(model: Olmo3, unbounded: Session) -> None:
     for start in range(0, 900, 100):
         unbounded.prefill(ids(900)[start : start + 100])
         unbounded.snapshot()
@@ -350,7 +350,7 @@ def test_a_long_prompt_can_be_gone_back_into(model: Olmo3, unbounded: Session) -
 
 @pytest.mark.parametrize("rewind", [0, 8, 512])
 @pytest.mark.parametrize("window", [8, 128])
-def test_the_checkpoint_that_prefill_is_asked_for_is_one(window: int, rewind: int) -> None:
+def test_the_snapshot_that_prefill_is_asked_for_is_one(window: int, rewind: int) -> None:
     """Wherever the passes begin and end, and however little the caches keep."""
     model = model_of(window)
     for before, turn, total in ((0, 190, 200), (0, 300, 700), (30, 226, 230), (0, 511, 513)):
@@ -398,7 +398,7 @@ def test_branches_share_what_they_have_in_common(model: Olmo3) -> None:
     assert session.snapshot_bytes < 1.2 * one
 
 
-def test_another_branch_behind_a_turn_leaves_the_first_ones_checkpoint(model: Olmo3) -> None:
+def test_another_branch_behind_a_turn_leaves_the_first_ones_snapshot(model: Olmo3) -> None:
     session = Session(model, snapshot_bytes=PLENTY, rewind=512)
     first, second = ids(300), [*ids(200), *ids(100, 1)]
     for branch in (first, second):
@@ -463,7 +463,7 @@ def test_a_cache_quantized_later_goes_back_to_before_that_as_if_it_had_never_bee
 
 
 def test_a_conversation_of_very_many_turns_can_be_matched(model: Olmo3, unbounded: Session) -> None:
-    """One checkpoint a turn: their number must not be limited by Python's stack."""
+    """One snapshot a turn: their number must not be limited by Python's stack."""
     for token in ids(1100):
         unbounded.prefill([token])
         unbounded.snapshot()
@@ -513,7 +513,7 @@ def test_what_is_larger_than_the_whole_budget_does_not_drive_the_rest_out(model:
         session.prefill(branch)
         session.snapshot()
     session.match(ids(5, 8))
-    for start in range(0, 5000, 1000):  # without checkpoints in between: one stretch of 2.5 MB
+    for start in range(0, 5000, 1000):  # without snapshots in between: one stretch of 2.5 MB
         session._tokens  # noqa: B018
         prefill(model, ids(5000, 9)[start : start + 1000], session.caches)
     session._tokens = ids(5000, 9)
@@ -552,7 +552,7 @@ def test_nothing_grows_without_bound(model: Olmo3) -> None:
     """A small budget, many branches: what is remembered of them is small too."""
     session = Session(model, snapshot_bytes=200_000, rewind=0)
 
-    def blocks() -> int:
+    def spans() -> int:
         gc.collect()
         return sum(isinstance(thing, Span) for thing in gc.get_objects())
 
@@ -563,9 +563,9 @@ def test_nothing_grows_without_bound(model: Olmo3) -> None:
             session.snapshot()
 
     use(range(40))
-    before = blocks()
+    before = spans()
     use(range(40, 240))
-    assert blocks() <= before + 10
+    assert spans() <= before + 10
 
 
 def test_a_budget_of_nothing_keeps_nothing(model: Olmo3) -> None:
@@ -588,7 +588,7 @@ def active() -> int:
     return mx.get_active_memory()
 
 
-def test_memory_is_what_the_caches_and_checkpoints_say() -> None:
+def test_memory_is_what_the_caches_and_snapshots_say() -> None:
     model = model_of(128)
     fresh(model, ids(1500))
     before = active()
@@ -610,8 +610,8 @@ def test_memory_is_what_the_caches_and_checkpoints_say() -> None:
     assert active() - before <= 100_000
 
 
-def test_a_restored_checkpoint_is_not_held_twice(model: Olmo3) -> None:
-    """What the full-attention caches hold needs no copy among the checkpoints."""
+def test_a_restored_snapshot_is_not_held_twice(model: Olmo3) -> None:
+    """What the full-attention caches hold needs no copy among the snapshots."""
     session = Session(model, snapshot_bytes=PLENTY, rewind=0)
     session.prefill(ids(3000))
     session.snapshot()
@@ -821,9 +821,9 @@ WORK: dict[str, Callable[[Session], object]] = {
     "prefill": lambda session: session.prefill(ids(40, 3), snapshot=30),
     "decode": lambda session: list(session.decode(session.prefill([5]), greedy, 4)),
     "goto by rewinding": lambda session: session.goto(len(session.tokens) - 3),
-    "goto by a checkpoint": lambda session: session.goto(130),
+    "goto by a snapshot": lambda session: session.goto(130),
     "match another branch": lambda session: session.match([*ids(150, 7), 1]),
-    "checkpoint": lambda session: session.snapshot(),
+    "snapshot": lambda session: session.snapshot(),
 }
 
 
@@ -890,25 +890,25 @@ def test_an_answer_after_going_back_is_that_of_a_fresh_session(model: Olmo3) -> 
 
 
 def branches_of(session: Session) -> Iterator[Span]:
-    """All blocks that the session remembers."""
-    waiting = [session._checkpoints.root]
+    """All spans that the session remembers."""
+    waiting = [session._snapshots.root]
     while waiting:
-        block = waiting.pop()
-        yield block
-        waiting += block.children.values()
+        span = waiting.pop()
+        yield span
+        waiting += span.children.values()
 
 
-def test_every_block_knows_all_tokens_before_it(model: Olmo3, unbounded: Session) -> None:
+def test_every_span_knows_all_tokens_before_it(model: Olmo3, unbounded: Session) -> None:
     for seed in range(4):
         branch = [*ids(100), *ids(100, seed)]
         unbounded.prefill(branch[unbounded.match(branch) :], snapshot=1)
         unbounded.snapshot()
-    names = [block.name for block in branches_of(unbounded)]
+    names = [span.name for span in branches_of(unbounded)]
     assert len(set(names)) == len(names) > 5
 
 
-def test_a_later_checkpoint_is_restored_and_rewound_where_that_runs_nothing(model: Olmo3) -> None:
-    """The nearest way to 290 of 900 is over the checkpoint at 300, which keeps 64 tokens to rewind."""
+def test_a_later_snapshot_is_restored_and_rewound_where_that_runs_nothing(model: Olmo3) -> None:
+    """The nearest way to 290 of 900 is over the snapshot at 300, which keeps 64 tokens to rewind."""
     session = Session(model, snapshot_bytes=PLENTY, rewind=64)
     session.prefill(ids(300))
     session.snapshot()
@@ -929,7 +929,7 @@ def test_an_answer_that_goes_on_after_the_session_went_elsewhere_spoils_nothing(
     assert goes_on(model, session)
 
 
-def test_a_checkpoint_is_not_driven_out_by_what_is_kept_on_the_way_back_to_it(model: Olmo3) -> None:
+def test_a_snapshot_is_not_driven_out_by_what_is_kept_on_the_way_back_to_it(model: Olmo3) -> None:
     """Leaving 400 tokens keeps their keys and values: perhaps in place of the window that is gone to."""
     wrong = []
     for budget in range(20_000, 400_000, 40_000):
@@ -953,7 +953,7 @@ def test_a_checkpoint_is_not_driven_out_by_what_is_kept_on_the_way_back_to_it(mo
 
 @pytest.mark.parametrize("rewind", [0, 16, 512])
 @pytest.mark.parametrize("window", [8, 128])
-def test_whatever_checkpoint_seems_nearest_can_be_rewound_from(window: int, rewind: int) -> None:
+def test_whatever_snapshot_seems_nearest_can_be_rewound_from(window: int, rewind: int) -> None:
     """A restored cache was thought to rewind further than it holds once it was compacted."""
     model = model_of(window)
     session = Session(model, snapshot_bytes=PLENTY, rewind=rewind)
@@ -971,8 +971,8 @@ def test_whatever_checkpoint_seems_nearest_can_be_rewound_from(window: int, rewi
     assert goes_on(model, session)
 
 
-def test_below_kv_start_a_session_is_as_a_fresh_one_also_through_checkpoints(model: Olmo3) -> None:
-    """Sliding layers' checkpoints from before and full layers' from after the rounding were mixed."""
+def test_below_kv_start_a_session_is_as_a_fresh_one_also_through_snapshots(model: Olmo3) -> None:
+    """Sliding layers' snapshots from before and full layers' from after the rounding were mixed."""
     how: dict[str, Any] = {"kv_bits": 4, "kv_start": 600}
     session = Session(model, snapshot_bytes=PLENTY, **how)
     session.prefill(ids(900))

@@ -24,7 +24,7 @@ from olmo3_mlx.sessions.files import SessionFiles
 
 TOLERANCE = 1e-4
 CONFIG = {**LONG, "max_position_embeddings": 2048}
-CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between checkpoints
+CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between snapshots
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def open_session(model: Olmo3, folder: Path, **options: Any) -> Session:
 
 
 def write_session(model: Olmo3, folder: Path, tokens: list[int] | None = None, **options: Any) -> Session:
-    """Save a conversation of three blocks."""
+    """Save a conversation of three spans."""
     tokens = ids(140) if tokens is None else tokens
     session = open_session(model, folder, **options)
     for start, stop in CHAPTERS:
@@ -181,7 +181,7 @@ def test_saving_twice_writes_nothing_twice(model: Olmo3, folder: Path) -> None:
     assert {path.name for path in payloads(folder)} == before
 
 
-def test_earlier_checkpoints_can_be_gone_back_to_after_a_restart(model: Olmo3, tmp_path: Path) -> None:
+def test_earlier_snapshots_can_be_gone_back_to_after_a_restart(model: Olmo3, tmp_path: Path) -> None:
     session = open_session(model, tmp_path)
     for start in range(0, 900, 300):
         session.prefill(ids(900)[start : start + 300])
@@ -464,7 +464,7 @@ def test_other_peoples_files_are_left_alone(model: Olmo3, folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"notes.txt", "model.safetensors", "a.b.safetensors"}
 
 
-def test_a_damaged_file_of_a_checkpoint_costs_the_run_of_its_tokens_and_goes(
+def test_a_damaged_file_of_a_snapshot_costs_the_run_of_its_tokens_and_goes(
     model: Olmo3, tmp_path: Path
 ) -> None:
     session = open_session(model, tmp_path, snapshot_bytes=0)
@@ -798,7 +798,7 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
 
 
 def test_many_blocks_are_resumed_with_few_open_files_and_are_never_in_memory_twice(tmp_path: Path) -> None:
-    """A Mac lets a process open 256 files; a conversation has a few blocks for each turn."""
+    """A Mac lets a process open 256 files; a conversation has a few spans for each turn."""
     program = f"""
 import resource, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -825,7 +825,7 @@ assert mx.get_peak_memory() - before < 1.7 * session.nbytes, (mx.get_peak_memory
 
 
 def test_files_of_another_form_are_not_taken_for_ones_own(model: Olmo3, tmp_path: Path) -> None:
-    """They have the same blocks' names: what should be saved was thought to be there."""
+    """They have the same spans' names: what should be saved was thought to be there."""
     plain = open_session(model, tmp_path)
     plain.prefill(ids(100))
     plain.save()

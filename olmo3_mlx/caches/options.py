@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from olmo3_mlx.caches.quantized import BITS, KVQuantization, check_bits, check_group_size
 from olmo3_mlx.errors import OptionError, Setting
+from olmo3_mlx.ranges import check_number
 
 
 class CacheKeywords(TypedDict, total=False):
@@ -36,8 +37,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("rewind", self.rewind), ("kv_start", self.start)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise OptionError(f"{name} must be 0 or more, not {value}")
+            check_number(name, value, lambda n: n >= 0, "of at least 0", whole=True)
         if self.bits is not None:
             check_bits(self.bits)
         if self.group_size is not None:
@@ -51,15 +51,17 @@ class CacheOptions:
 
     @classmethod
     def of(cls, options: "CacheOptions | None" = None, **keywords: Unpack[CacheKeywords]) -> "CacheOptions":
-        """`options`, or what the keywords say; OptionError for both together."""
-        unknown = sorted(keywords.keys() - CacheKeywords.__annotations__.keys())
-        if unknown:
-            raise TypeError(
-                f"unknown option {unknown[0]}: expected {', '.join(CacheKeywords.__annotations__)}"
-            )
+        """`options`, or what the keywords say. Raises OptionError for both together, TypeError for keywords
+        that there are not.
+        """
+        known = CacheKeywords.__annotations__
+        if unknown := sorted(keywords.keys() - known.keys()):
+            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(known)}")
         if options is None:
             return cls(**{name.removeprefix("kv_"): value for name, value in keywords.items()})  # type: ignore[arg-type]
-        if not isinstance(options, CacheOptions) or keywords:
+        if not isinstance(options, CacheOptions):
+            raise OptionError(f"expected CacheOptions, or keywords such as kv_bits=8, not {options!r}")
+        if keywords:
             raise OptionError("expected CacheOptions, or the same as keywords, not both")
         return options
 

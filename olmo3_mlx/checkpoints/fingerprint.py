@@ -18,14 +18,15 @@ def fingerprint(model: Olmo3) -> str:
 
 
 def _sums(weight: mx.array) -> list[int]:
-    """Of the bits, slab by slab, each word times an odd number that belongs to its place, modulo 2 ** 32:
-    a change, and an exchange of two, show. On the device, where a proper hash would be slow.
+    """Sums of a weight's bits, slab by slab: each 32-bit word times an odd number that belongs to its place,
+    modulo 2 ** 32. A change shows, and so does an exchange of two values. It runs on the device, where a
+    proper hash would be slow.
     """
     bits = mx.contiguous(weight).reshape(-1).view(mx.uint8 if weight.nbytes % 4 else mx.uint32)
     sums = []
     for start in range(0, bits.size, _SLAB):
-        words = bits[start : start + _SLAB].astype(mx.uint32)
-        words = words ^ (words >> 15)  # else the highest bits, signs say, would cancel in pairs
-        places = mx.arange(words.size).astype(mx.uint32) * 2654435761 * 2 + 1
-        sums.append(int(mx.sum(words * places).item()))  # type: ignore[arg-type]
+        values = bits[start : start + _SLAB].astype(mx.uint32)
+        values = values ^ (values >> 15)  # else the highest bits, signs say, would cancel in pairs
+        places = mx.arange(values.size).astype(mx.uint32) * 2654435761 * 2 + 1
+        sums.append(int(mx.sum(values * places).item()))  # type: ignore[arg-type]
     return sums

@@ -63,8 +63,18 @@ def generate(
     **options: Unpack[Options],
 ) -> Completion:
     """Answer `prompt` whole. Takes what `stream` takes, raises what it raises."""
-    how: dict[str, Any] = {"system": system, "raw": raw, "tools": tools, "session": session}
-    return join(stream(model, tokenizer, prompt, **how, progress=progress, **options))
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        system=system,
+        raw=raw,
+        tools=tools,
+        session=session,
+        progress=progress,
+        **options,
+    )
+    return join(pieces)
 
 
 def stream(
@@ -149,14 +159,14 @@ def _answer(
     clock = _Clock(len(ids) - held)
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
 
-    def passed(done: int, total: int) -> None:
+    def on_pass(done: int, total: int) -> None:
         if done < total and short():
             raise MemoryFitError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
         if progress is not None:
             progress(done, total)
 
     with wired():
-        logits = session.prefill(ids[held:], snapshot=begins - held, progress=passed)
+        logits = session.prefill(ids[held:], snapshot=begins - held, progress=on_pass)
         tokens = session.decode(logits, sampler, limit)
         try:
             for token in tokens:

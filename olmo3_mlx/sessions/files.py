@@ -32,7 +32,7 @@ _LAYER_TYPES = {"full": FULL, "sliding": SLIDING}  # by their names on disk
 
 
 class SessionFiles:
-    """The files in `folder`, which is made when the first one is written. They belong to a model by its
+    """The files in `folder`, which appears with the first of them. They belong to a model by its
     `fingerprint`, and to caches by their `form`, see CacheOptions.form.
 
     Beyond `limit` bytes the least recently used go, but never those that the conversation needs.

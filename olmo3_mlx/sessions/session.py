@@ -12,10 +12,10 @@ import mlx.core as mx
 
 from olmo3_mlx.caches.cache import rewind
 from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
-from olmo3_mlx.config import FULL, SLIDING
-from olmo3_mlx.errors import CacheError, OptionError, PromptError, SessionError
+from olmo3_mlx.errors import CacheError, PromptError, SessionError
 from olmo3_mlx.generation.loop import LanguageModel, Progress, Sample, decode, prefill
 from olmo3_mlx.memory.plan import MemoryPlan
+from olmo3_mlx.ranges import check_number
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.snapshots import Snapshots
 from olmo3_mlx.sessions.spans import SpanStore, same
@@ -45,12 +45,8 @@ class Session:
         """
         longest: int = model.config.max_position_embeddings
         context = longest if context is None else context
-        for name, value, least, most in (
-            ("context", context, 1, longest),
-            ("snapshot_bytes", snapshot_bytes, 0, 2**63),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise OptionError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        check_number("context", context, lambda n: 1 <= n <= longest, f"from 1 to {longest}", whole=True)
+        check_number("snapshot_bytes", snapshot_bytes, lambda n: n >= 0, "of at least 0", whole=True)
         self.context = context
         self.vocab_size: int = model.config.vocab_size
         self._model = model
@@ -98,7 +94,7 @@ class Session:
             self._files.clear()
 
     def release(self) -> None:
-        """Let the snapshots in memory go."""
+        """Forget the snapshots in memory; those on disk stay."""
         self._snapshots.store.clear()
 
     def goto(self, position: int) -> int:
@@ -163,16 +159,9 @@ class Session:
 
         Raises SessionError if the disk does not take it; what was saved before is then still whole.
         """
-        snapshots, files = self._snapshots, self._with_files()
+        files = self._with_files()
         self.snapshot()
-        files.need(snapshots.path, snapshots.path)
-        for span in snapshots.path:
-            if (span.name, FULL) not in files:
-                files.write(span, FULL, snapshots.full_part(span))
-            held = snapshots.keep_sliding(span) or snapshots.store.peek(span, SLIDING)
-            if held is not None and (span.name, SLIDING) not in files:
-                files.write(span, SLIDING, held)
-        files.commit(snapshots.path, snapshots.window(snapshots.last))
+        self._snapshots.save(files)
 
     def resume(self) -> None:
         """Hold what `save` wrote; nothing if there is nothing.
@@ -180,26 +169,19 @@ class Session:
         Raises SessionError, with the reason, if it is not whole or not of this model and form of cache;
         the session is then empty.
         """
-        snapshots, files = self._snapshots, self._with_files()
+        files = self._with_files()
         self._forget()
-        span = snapshots.root
         try:
-            for tokens, sliding_from in files.chain():
-                span = span.child(tokens)
-                span.sliding_from = sliding_from
-            if (span.stop, span) not in snapshots.nearest(span.ids()):
-                raise SessionError("files of the conversation's caches are missing")
-            self._tokens = snapshots.restore(span)
+            self._tokens = self._snapshots.resume(files)
         except BaseException:
             self._forget()
             raise
-        files.keep_only(snapshots.path, snapshots.window(span))
 
     # What follows expects that no answer is being decoded.
 
     def _with_files(self) -> SessionFiles:
         if self._files is None:
-            raise SessionError("this session was made without files")
+            raise SessionError("this session has no files: give it some")
         return self._files
 
     def _forget(self) -> None:
@@ -212,9 +194,9 @@ class Session:
     ) -> mx.array:
         """`prefill` for a part of its ids, `done_before` of `total` having been run."""
         before = list(self._tokens)
-        between = False  # two passes: the caches are whole
+        between = False  # between two passes the caches are whole
 
-        def passed(done: int, _: int) -> None:
+        def on_pass(done: int, _: int) -> None:
             nonlocal between
             self._tokens = [*before, *ids[:done]]
             self._snapshots.take_along(self._tokens, None if turn is None else len(before) + turn)
@@ -224,7 +206,7 @@ class Session:
                 between = False
 
         try:
-            return prefill(self._model, ids, self.caches, progress=passed)
+            return prefill(self._model, ids, self.caches, progress=on_pass)
         except BaseException:
             if not between:
                 self._start_anew()  # MLX fails late: what the layers hold may never be there

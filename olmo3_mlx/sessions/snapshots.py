@@ -11,6 +11,7 @@ import mlx.core as mx
 from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.config import FULL, SLIDING
 from olmo3_mlx.errors import SessionError
+from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.spans import Payload, Span, SpanStore, same
 
 _GRID = 512  # a long prompt gets snapshots at multiples of this position
@@ -153,6 +154,36 @@ class Snapshots:
             assert b.parent is not None
             b.parent.children[b.name] = b
         return span.ids()
+
+    def save(self, files: SessionFiles) -> None:
+        """Write all that the caches hold to `files`, so that `resume` can go on from there. The last snapshot
+        is where they end.
+
+        Raises SessionError if the disk does not take it; what was saved before is then still whole.
+        """
+        files.need(self.path, self.path)
+        for span in self.path:
+            if (span.name, FULL) not in files:
+                files.write(span, FULL, self.full_part(span))
+            held = self.keep_sliding(span) or self.store.peek(span, SLIDING)
+            if held is not None and (span.name, SLIDING) not in files:
+                files.write(span, SLIDING, held)
+        files.commit(self.path, self.window(self.last))
+
+    def resume(self, files: SessionFiles) -> list[int]:
+        """Make the caches hold what `save` wrote to `files`; returns its tokens.
+
+        Raises SessionError, with the reason, if that is not whole or not of this model and form of cache.
+        """
+        span = self.root
+        for tokens, sliding_from in files.chain():
+            span = span.child(tokens)
+            span.sliding_from = sliding_from
+        if (span.stop, span) not in self.nearest(span.ids()):
+            raise SessionError("files of the conversation's caches are missing")
+        restored = self.restore(span)
+        files.keep_only(self.path, self.window(span))
+        return restored
 
     def _extend(
         self,
