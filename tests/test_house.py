@@ -174,6 +174,7 @@ def test_the_public_list_is_what_it_says() -> None:
         "CacheError",
         "CacheOptions",
         "Chat",
+        "Checkpoint",
         "CheckpointError",
         "Completion",
         "ConfigError",

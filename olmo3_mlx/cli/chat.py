@@ -220,5 +220,5 @@ class _Conversation:
         print(
             f"conversation: {len(self.chat.messages)} messages, {self.chat.tokens} of {session.context} "
             f"tokens, caches: {session.nbytes / 1e9:.3f} GB, "
-            f"checkpoints: {session.snapshot_bytes / 1e9:.3f} GB"
+            f"snapshots: {session.snapshot_bytes / 1e9:.3f} GB"
         )
