@@ -1,4 +1,6 @@
-"""What docs/ says is so: the map names every file, and nothing that is not there; links lead somewhere."""
+"""What docs/ says is so: the map names every file, and nothing that is not there; every decision is in the
+index; links lead somewhere.
+"""
 
 import ast
 import re
@@ -8,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
+DECISIONS = ROOT / "docs" / "decisions"
 MAP = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
 STEPS = re.findall(r"^(?:\d+)\. .+(?:\n   .+)*", MAP, flags=re.MULTILINE)
 
@@ -57,6 +60,19 @@ def test_the_map_tells_where_to_add_things() -> None:
     wanted = ("kind of cache", "verb", "sampling option", "form of config.json", "error", "recipe")
     for thing in (*wanted, "figure on the quality card", "kind of session file"):
         assert re.search(rf"^### \.\.\. an? {thing}\?$", MAP, flags=re.MULTILINE), thing
+
+
+def test_every_decision_is_in_the_index_under_its_date_and_title() -> None:
+    index = (DECISIONS / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| \[(.+)\]\((\S+\.md)\) \| .+ \|$", index, flags=re.MULTILINE)
+    found = []
+    for path in DECISIONS.glob("2*.md"):
+        head = re.match(r"# (.+)\n\nDate: (\S+)  \nStatus: \S.+\n\n", path.read_text(encoding="utf-8"))
+        assert head, f"{path.name}: expected a title, a date and a status"
+        title, date = head.groups()
+        assert path.name.startswith(f"{date}-"), path.name
+        found.append((date, title, path.name))
+    assert sorted(rows) == sorted(found)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
