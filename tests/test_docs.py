@@ -1,10 +1,14 @@
 """What docs/ says is so: the map names every file, and nothing that is not there; every decision is in the
-index; links lead somewhere.
+index; pictures are what their scripts draw; links lead somewhere.
 """
 
 import ast
+import importlib
+import itertools
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 DECISIONS = ROOT / "docs" / "decisions"
 MAP = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+FAMILIES = {"monospace": "DejaVu Sans Mono", "sans-serif": "DejaVu Sans"}
 STEPS = re.findall(r"^(?:\d+)\. .+(?:\n   .+)*", MAP, flags=re.MULTILINE)
 
 
@@ -73,6 +78,50 @@ def test_every_decision_is_in_the_index_under_its_date_and_title() -> None:
         assert path.name.startswith(f"{date}-"), path.name
         found.append((date, title, path.name))
     assert sorted(rows) == sorted(found)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of docs/ by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module
+
+
+def test_the_picture_of_the_architecture_is_what_its_script_draws(script: Any) -> None:
+    committed = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert script("architecture").picture() == committed
+
+
+@pytest.mark.parametrize("name", ["architecture"])
+def test_no_text_of_a_picture_lies_on_another_or_leaves_it(name: str) -> None:
+    """In DejaVu, which is the widest of the fonts that the pictures ask for."""
+    svg = ET.parse(ROOT / "docs" / f"{name}.svg").getroot()
+    boxes = [box(element, svg[1].text or "") for element in svg.findall(".//{*}text")]
+    assert len(boxes) > 20
+    width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
+    for said, left, top, right, bottom in boxes:
+        assert left >= 0 and top >= 0 and right <= width and bottom <= height, said
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one[3] <= other[1] or other[3] <= one[1] or one[4] <= other[2] or other[4] <= one[2]
+        assert apart, (one[0], other[0])
+
+
+def box(element: ET.Element, style: str) -> tuple[str, float, float, float, float]:
+    """A line of text, and the left, top, right and bottom of what it covers."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    kinds = ["text", *(rf"\.{kind}" for kind in element.get("class", "").split())]
+    rules = " ".join(rule for kind in kinds for rule in re.findall(rf"{kind} {{(.*?)}}", style))
+    size = re.findall(r"([\d.]+)px", rules)[-1]  # the last one counts
+    weight = "bold" if re.search(r"\b[67]00\b", rules) else "normal"
+    family = re.findall(r"monospace|sans-serif", rules)[-1]
+    said = element.text or ""
+    font = FontProperties(family=FAMILIES[family], weight=weight, size=float(size))
+    ink = TextPath((0, 0), said, prop=font).get_extents()
+    x, y = float(element.attrib["x"]), float(element.attrib["y"])
+    x -= {"start": 0.0, "middle": ink.width / 2, "end": ink.width}[element.get("text-anchor", "start")]
+    return said, x, y - ink.y1, x + ink.width, y - ink.y0
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
