@@ -5,6 +5,7 @@ index; pictures are what their scripts draw; links lead somewhere.
 import ast
 import importlib
 import itertools
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -92,7 +93,23 @@ def test_the_picture_of_the_architecture_is_what_its_script_draws(script: Any) -
     assert script("architecture").picture() == committed
 
 
-@pytest.mark.parametrize("name", ["architecture"])
+def test_the_picture_of_the_terminal_is_what_its_script_draws_of_the_recording(script: Any) -> None:
+    recording = json.loads((ROOT / "docs" / "chat.json").read_text(encoding="utf-8"))
+    committed = (ROOT / "docs" / "chat.svg").read_text(encoding="utf-8")
+    assert script("terminal").picture(recording) == committed
+
+
+@pytest.mark.slow
+def test_the_recording_is_what_the_program_says(script: Any, shared: Path) -> None:
+    """But for what is measured: times, speeds and memory."""
+    terminal = script("terminal")
+    recording = json.loads(terminal.RECORDING.read_text(encoding="utf-8"))
+    measured = re.compile(r"[\d.]+(?= tokens/s| GB\b| s$)", flags=re.MULTILINE)
+    steps = [measured.sub("-", step["output"]) for step in terminal.recorded()["steps"]]
+    assert steps == [measured.sub("-", step["output"]) for step in recording["steps"]]
+
+
+@pytest.mark.parametrize("name", ["architecture", "chat"])
 def test_no_text_of_a_picture_lies_on_another_or_leaves_it(name: str) -> None:
     """In DejaVu, which is the widest of the fonts that the pictures ask for."""
     svg = ET.parse(ROOT / "docs" / f"{name}.svg").getroot()
@@ -108,20 +125,21 @@ def test_no_text_of_a_picture_lies_on_another_or_leaves_it(name: str) -> None:
 
 def box(element: ET.Element, style: str) -> tuple[str, float, float, float, float]:
     """A line of text, and the left, top, right and bottom of what it covers."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
     kinds = ["text", *(rf"\.{kind}" for kind in element.get("class", "").split())]
     rules = " ".join(rule for kind in kinds for rule in re.findall(rf"{kind} {{(.*?)}}", style))
-    size = re.findall(r"([\d.]+)px", rules)[-1]  # the last one counts
+    size = float(re.findall(r"([\d.]+)px", rules)[-1])  # the last one counts
     weight = "bold" if re.search(r"\b[67]00\b", rules) else "normal"
-    family = re.findall(r"monospace|sans-serif", rules)[-1]
+    family = FAMILIES[re.findall(r"monospace|sans-serif", rules)[-1]]
+    font = get_font(findfont(FontProperties(family=family, weight=weight)))
+    font.set_size(size, 72)
     said = element.text or ""
-    font = FontProperties(family=FAMILIES[family], weight=weight, size=float(size))
-    ink = TextPath((0, 0), said, prop=font).get_extents()
+    font.set_text(said)
+    width = font.get_width_height()[0] / 64
     x, y = float(element.attrib["x"]), float(element.attrib["y"])
-    x -= {"start": 0.0, "middle": ink.width / 2, "end": ink.width}[element.get("text-anchor", "start")]
-    return said, x, y - ink.y1, x + ink.width, y - ink.y0
+    x -= {"start": 0.0, "middle": width / 2, "end": width}[element.get("text-anchor", "start")]
+    return said, x, y - 0.76 * size, x + width, y + 0.24 * size
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
