@@ -1,4 +1,4 @@
-"""What the README says is so: its Python runs, its memory table is computed."""
+"""What the README says is so: its Python runs, its memory table is computed, its figures were measured."""
 
 import contextlib
 import io
@@ -35,3 +35,13 @@ def test_the_memory_table_is_what_the_program_computes(size: str) -> None:
         [*(f"{w:.2f}" for w in weights), *(" / ".join(f"{c:.2f}" for c in three) for three in caches)]
     )
     assert re.search(rf"\| {size.upper()} \|.*\| {re.escape(row)} \|", README)
+
+
+def test_the_figures_of_the_first_screen_stand_in_the_benchmarks_or_the_memory_table() -> None:
+    benchmarks = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in README.splitlines() if line.startswith("| "))
+    screen = README.partition("**Why this")[2].partition("![")[0]
+    figures = re.findall(r"(?<![\d.])\d+\.\d+(?:e-\d+)?(?!\d|\.\d)", screen)
+    assert len(figures) > 8
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", benchmarks + table), figure
