@@ -1,5 +1,5 @@
 """What docs/ says is so: the map names every file, and nothing that is not there; every decision is in the
-index; pictures are what their scripts draw; links lead somewhere.
+index; pictures are what their scripts draw; links lead somewhere; a wheel holds what it should.
 """
 
 import ast
@@ -7,7 +7,10 @@ import importlib
 import itertools
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +156,17 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert there.exists(), target
         if anchor:
             assert anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_both_packages_whole_their_types_texts_and_the_demo(tmp_path: Path) -> None:
+    """Builds one, for which pip fetches hatchling."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = [path for top in ("olmo3_mlx", "convert") for path in (ROOT / top).rglob("*") if path.is_file()]
+    assert held == {p.relative_to(ROOT).as_posix() for p in files if "__pycache__" not in p.parts}
+    assert {"olmo3_mlx/py.typed", "convert/py.typed", "olmo3_mlx/demo/model.safetensors"} <= held
+    assert {"convert/text/evaluation.txt", "convert/text/calibration.txt"} <= held
