@@ -23,6 +23,7 @@ coverage: .venv/installed-test
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m $(PYTEST) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
+	@rm -f .coverage.*  # cut short by tests that kill a process or fill its disk
 	$(BIN)/python -m coverage report --skip-covered
 
 check: .venv/installed-check
