@@ -20,7 +20,7 @@ import mlx.core as mx
 from olmo3_mlx.caches.attention import attention, pace, visible
 from olmo3_mlx.errors import OptionError
 
-# Bits of keys and values. At 4 bits values get a fifth, as their errors cost more: CONTRIBUTING.
+# Bits of keys and values. At 4 bits values get a fifth, as their errors cost more (docs/decisions).
 BITS = {8: (8, 8), 4: (4, 5)}
 GROUP_SIZES = (32, 64, 128)
 
