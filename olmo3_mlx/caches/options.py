@@ -74,7 +74,9 @@ class CacheOptions:
 
     def holding(self, tokens: int) -> "CacheOptions":
         """The form in which so many tokens are held: unquantized up to `start`."""
-        return self if tokens > self.start else replace(self, bits=None, group_size=None)
+        if self.bits is None or tokens > self.start:
+            return self
+        return replace(self, bits=None, group_size=None)
 
     def position_bytes(self, heads: int, head_dim: int, itemsize: int = 2) -> int:
         """Bytes of a key and a value in `heads` key-value heads of size `head_dim`, at one position.

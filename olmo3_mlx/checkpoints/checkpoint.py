@@ -92,6 +92,11 @@ class Checkpoint:
         """Its tensors by name, unread. Raises CheckpointError for files that are missing or damaged."""
         return all_headers(self.weight_files)
 
+    @cached_property
+    def default_dtype(self) -> mx.Dtype | None:
+        """What `load` casts to unless told; None for the checkpoint's own type. See `default_dtype`."""
+        return default_dtype(self.headers)
+
     def plan(
         self,
         options: CacheOptions | None = None,
@@ -118,7 +123,7 @@ class Checkpoint:
         model = Olmo3(self.config, self.generation_config)
         quantize(model, self.headers, self.folder)
         check_names_and_shapes(model, self.headers, self.folder)
-        dtype = dtype or default_dtype(self.headers)
+        dtype = dtype or self.default_dtype
         weights = read_weights(self.weight_files)
         if dtype is not None:
             weights = {name: _cast(weight, dtype) for name, weight in weights.items()}
@@ -129,14 +134,14 @@ class Checkpoint:
 
     def weight_bytes(self, dtype: mx.Dtype | None = None) -> int:
         """What the weights take once loaded in `dtype`, see `load`. Raises what `headers` raises."""
-        dtype = dtype or default_dtype(self.headers)
+        dtype = dtype or self.default_dtype
         return sum(header.size * _loaded(header, dtype).size for header in self.headers.values())
 
     def itemsize(self, dtype: mx.Dtype | None = None) -> int:
         """Bytes of one number that the model loaded in `dtype` computes with, and that its caches hold."""
         # A model computes in its norms' dtype, and those are never quantized.
         norm = self.headers.get("model.norm.weight")
-        return 2 if norm is None else _loaded(norm, dtype or default_dtype(self.headers)).size
+        return 2 if norm is None else _loaded(norm, dtype or self.default_dtype).size
 
 
 def _loaded(header: TensorHeader, dtype: mx.Dtype | None) -> mx.Dtype:
