@@ -35,7 +35,7 @@ bench: .venv/installed-test
 	$(BIN)/python tests/benchmarks/against_mlx_lm.py
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.* htmlcov
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or newer, found none: install one, or make PYTHON=/path/to/python3" >&2; exit 1; }

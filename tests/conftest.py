@@ -1,6 +1,7 @@
 """Fixtures: TINY, a model small enough to be checked by an oracle; the demo; the lab, where it is."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -122,12 +123,18 @@ def demo() -> tuple[Olmo3, Tokenizer]:
     return load("demo")
 
 
-@pytest.fixture
-def tiny_checkpoint(tmp_path: Path) -> Path:
-    """TINY as a checkpoint's folder, with a vocabulary that fits the demo's tokenizer."""
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TINY as a checkpoint's folder, with a vocabulary that fits the demo's tokenizer; to be read only."""
     config = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
     model = random_model(config)
-    return save_checkpoint(tmp_path / "tiny", config, model.tensors())
+    return save_checkpoint(tmp_path_factory.mktemp("original") / "tiny", config, model.tensors())
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_original: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_original` that a test may change."""
+    return Path(shutil.copytree(tiny_original, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")
