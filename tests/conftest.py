@@ -41,6 +41,13 @@ TINY: dict[str, Any] = {
     "eos_token_id": 0,
 }
 
+# What calibrating repeats to come closer, done once or twice: whether it is right shows as well.
+QUICK_CALIBRATION: dict[str, Any] = {
+    "convert.calibration.gptq._SHRINKS": (1.0, 0.9, 0.8),
+    "convert.calibration.gptq.quantized.__kwdefaults__": {"passes": 1},
+    "convert.calibration.solving._STEPS": 3,
+}
+
 
 def random_model(config: dict[str, Any], seed: int = 0) -> Olmo3:
     """A float32 model with weights that make attention peaky and norms matter."""
@@ -107,8 +114,8 @@ def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float
 
 @pytest.fixture(autouse=True)
 def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quality cards are measured on a sequence instead of four, for speed."""
-    monkeypatch.setattr("convert.planning._TOKENS", 512)
+    """Quality cards are measured on a quarter of a sequence instead of on four, for speed."""
+    monkeypatch.setattr("convert.planning._TOKENS", 128)
 
 
 @pytest.fixture(scope="session")
