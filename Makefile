@@ -16,6 +16,9 @@ PYTEST := pytest -n auto --maxprocesses 4 --dist worksteal
 demo: .venv/installed
 	$(BIN)/olmo3 generate "How many layers does Olmo 3 7B have?" --model demo --temperature 0
 
+# Bytecode is written even where the environment says not to: tests start some fifty commands.
+test coverage: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/installed-test
 	$(BIN)/python -m $(PYTEST) $(ARGS)
 
