@@ -16,6 +16,9 @@ PYTEST := pytest -n auto --maxprocesses 4 --dist worksteal
 demo: .venv/installed
 	$(BIN)/olmo3 generate "How many layers does Olmo 3 7B have?" --model demo --temperature 0
 
+# Bytecode is written even where the environment says not to: tests start some fifty commands.
+test coverage: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/installed-test
 	$(BIN)/python -m $(PYTEST) $(ARGS)
 
@@ -35,7 +38,7 @@ bench: .venv/installed-test
 	$(BIN)/python tests/benchmarks/against_mlx_lm.py
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.* htmlcov
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or newer, found none: install one, or make PYTHON=/path/to/python3" >&2; exit 1; }

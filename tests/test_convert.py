@@ -972,6 +972,21 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed(
     assert beside(dest) == []
 
 
+@pytest.fixture(scope="module")
+def almost_done(even: Tensors, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source, and what becomes of it; beside that `.dest.unfinished`, which lacks nothing but its name."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path_factory.mktemp("almost_done")
+    source = save_checkpoint(folder / "from" / "source", EVEN, even)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
+        patch.setattr("convert.conversion.write_model_card", full)
+        to_mlx(source, folder / "dest")
+    return source, to_mlx_elsewhere(source, folder / "dest").rename(folder / "whole")
+
+
 RECORD = {"weight": "model.norm.weight", "sums": {"model.norm.weight": "0" * 64}}
 
 
@@ -997,14 +1012,10 @@ RECORD = {"weight": "model.norm.weight", "sums": {"model.norm.weight": "0" * 64}
 )
 @pytest.mark.parametrize("place", ["first", "second", "last"])
 def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
-    source: Path, dest: Path, line: str, place: str, monkeypatch: pytest.MonkeyPatch
+    almost_done: tuple[Path, Path], dest: Path, line: str, place: str
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
-        patch.setattr("convert.conversion.write_model_card", full)
-        to_mlx(source, dest)
+    source, whole = almost_done
+    shutil.copytree(whole.parent / ".dest.unfinished", dest.parent / ".dest.unfinished")
     journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
     lines = journal.read_text().splitlines()
     at = {"first": 0, "second": 1, "last": len(lines)}[place]
@@ -1015,7 +1026,7 @@ def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
         assert "is another one" in str(error)
         assert (place, line[0]) == ("first", "{")
         return
-    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+    assert_same_files(dest, whole)
 
 
 @pytest.mark.parametrize(

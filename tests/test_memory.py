@@ -1,7 +1,7 @@
 """Memory figures against what MLX reports; plans that fit, refusals that name what would; the watch."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,10 @@ def fill(caches: list[Cache], config: Olmo3Config, tokens: int, dtype: mx.Dtype,
 )
 def test_cache_bytes_are_those_of_real_caches_to_the_byte(options: dict[str, Any], dtype: mx.Dtype) -> None:
     config = sized(hidden=256, layers=5, kv=2, window=100)
+    growing = Olmo3(config).make_caches(**options)
     for tokens in (1, 256, 257, 300, 301, 611, 612, 739, 740, 1500):
-        for chunk in (64, 2048):
-            caches = Olmo3(config).make_caches(**options)
-            fill(caches, config, tokens, dtype, chunk)
+        for chunk, caches in ((64, growing), (2048, Olmo3(config).make_caches(**options))):
+            fill(caches, config, tokens - caches[0].offset, dtype, chunk)
             held = sum(array.nbytes for cache in caches for array in cache.state)
             assert cache_bytes(config, tokens, CacheOptions.of(**options), itemsize=dtype.size) == held, (
                 tokens,
@@ -125,21 +125,38 @@ def test_weights_that_are_cut_short_are_refused_before_they_are_counted(tmp_path
 # Working space
 
 
-def peak(config: Olmo3Config, chunk: int, held: int, kv_bits: int | None, dtype: mx.Dtype) -> int:
-    """Bytes that a pass needs beside the weights and the caches as they are after it."""
+def peaks(config: Olmo3Config, chunk: int, held: int, kv_bits: int | None, dtype: mx.Dtype) -> Iterator[int]:
+    """Bytes that a pass needs beside the weights and the caches as they are after it, of a few passes.
+
+    MLX allocates ahead of what it runs, for up to ten operations. On a busy machine it may be that the one
+    who runs them keeps up, and a pass takes less than it can: the estimate is of what it takes at most.
+    """
     model = Olmo3(config)
     model.set_dtype(dtype)
     mx.eval(model.parameters())
-    caches = model.make_caches(kv_bits=kv_bits)
-    fill(caches, config, held, dtype)
-    gc.collect()  # what earlier tests left would go while this is measured
-    mx.synchronize()
-    mx.clear_cache()
-    before = mx.get_active_memory() - sum(cache.nbytes for cache in caches)
-    mx.reset_peak_memory()
-    logits = model(mx.zeros((1, chunk), mx.int32), caches, logits_to_keep=1)
-    mx.eval([cache.state for cache in caches], mx.softmax(logits.astype(mx.float32)))
-    return mx.get_peak_memory() - before - sum(cache.nbytes for cache in caches)
+    for _ in range(8):
+        caches = model.make_caches(kv_bits=kv_bits)
+        fill(caches, config, held, dtype)
+        gc.collect()  # what earlier tests left would go while this is measured
+        mx.synchronize()
+        mx.clear_cache()
+        before = mx.get_active_memory() - sum(cache.nbytes for cache in caches)
+        mx.reset_peak_memory()
+        logits = model(mx.zeros((1, chunk), mx.int32), caches, logits_to_keep=1)
+        mx.eval([cache.state for cache in caches], mx.softmax(logits.astype(mx.float32)))
+        del logits
+        yield mx.get_peak_memory() - before - sum(cache.nbytes for cache in caches)
+
+
+def largest(found: Iterator[int], enough: float, at_most: int) -> int:
+    """The largest peak, looked for until one is `enough`; no peak at all may be above `at_most`."""
+    most = 0
+    for one in found:
+        assert one <= at_most, at_most / one
+        most = max(most, one)
+        if most >= enough:
+            break
+    return most
 
 
 on_cpu = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="was fitted to the CPU")
@@ -163,9 +180,9 @@ def test_working_space_is_estimated_from_above_and_within_a_factor(
     shape: dict[str, int], kv_bits: int | None, chunk: int, held: int, dtype: mx.Dtype
 ) -> None:
     config = sized(**shape)
-    measured = peak(config, chunk, held, kv_bits, dtype)
     estimate = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=dtype.size)
-    assert measured <= estimate <= 2.2 * measured, estimate / measured
+    measured = largest(peaks(config, chunk, held, kv_bits, dtype), estimate / 2.2, at_most=estimate)
+    assert estimate <= 2.2 * measured, estimate / measured
 
 
 def without(count: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -201,10 +218,10 @@ def test_every_term_of_the_working_space_is_needed(
 ) -> None:
     config = sized(**shape)
     kv_bits, chunk, held = how
-    measured = peak(config, chunk, held, kv_bits, mx.float32)
-    assert measured <= working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
+    estimate = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
     without(term)(monkeypatch)
-    assert measured > working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
+    less = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
+    assert largest(peaks(config, chunk, held, kv_bits, mx.float32), less + 1, at_most=estimate) > less
 
 
 def test_working_space_on_a_gpu_is_above_what_was_measured_there() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, cut_tokenizer, random_model, save_checkpoint
+from conftest import QUICK_CALIBRATION, TINY, cut_tokenizer, random_model, save_checkpoint
 from fake_hub import INDEX, FakeHub, shard
 
 from convert import convert as to_mlx
@@ -164,6 +164,8 @@ def test_a_stopped_conversion_goes_on_though_its_files_are_in_the_cache_by_now(
 def test_a_stopped_calibration_goes_on_though_its_files_are_in_the_cache_by_now(
     hub: FakeHub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in QUICK_CALIBRATION.items():
+        monkeypatch.setattr(name, value)
     monkeypatch.setattr("convert.planning._CALIBRATION_TOKENS", 256)
     monkeypatch.setattr("convert.planning._LEAST_TOKENS", 64)
     monkeypatch.setattr("convert.planning._SENSITIVITY_TOKENS", 64)

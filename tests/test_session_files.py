@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +271,7 @@ def test_a_file_cut_short_anywhere_is_refused(model: Olmo3, saved: Path, tmp_pat
     rng = random.Random(kind)
     for path in [path for path in saved.iterdir() if kind in path.name]:
         length = path.stat().st_size
-        cuts = {0, 1, 7, 8, 9, 100, length // 2, length - 1, *(rng.randrange(length) for _ in range(6))}
+        cuts = {0, 1, 7, 8, 9, 100, length // 2, length - 1, *(rng.randrange(length) for _ in range(3))}
         for cut in sorted(cuts):
             folder = Path(shutil.copytree(saved, tmp_path / f"{path.name}-{cut}"))
             (folder / path.name).write_bytes(path.read_bytes()[:cut])
@@ -304,7 +303,7 @@ def test_an_index_with_one_changed_byte_is_never_taken_for_something_else(
     """Another token, another beginning of what is kept, a name misspelt: right, or refused."""
     original = (saved / "caches.json").read_bytes()
     text = original.decode()
-    places = set(random.Random(0).sample(range(len(original)), 25))
+    places = set(random.Random(0).sample(range(len(original)), 12))
     for word in ("format", "identity", "form", "blocks", "tokens", "captured"):
         at = text.index(f'"{word}"')
         places |= {at, at + 2, at + len(word) + 2}
@@ -779,9 +778,9 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.4))
+        seen = "".join(process.stdout.readline() for _ in range(rng.randint(1, 9)))
         process.send_signal(signal.SIGKILL)
-        lines = process.stdout.read().split("\n")
+        lines = (seen + process.stdout.read()).split("\n")
         process.wait()
         process.stdout.close()
         said = [[int(token) for token in line.split()] for line in lines[:-1] if line != "saved"]
