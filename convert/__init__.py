@@ -16,14 +16,14 @@ from convert.card.quality import Quality
 from convert.card.verdict import Quantized, advice
 from convert.conversion import Conversion
 from convert.options import check_options
-from convert.pipeline import Progress, Stage
-from convert.planning import Wishes, evaluation, planned, words_of
+from convert.preparing import Wishes, evaluation, planned, words_of
+from convert.progress import Progress, Stage
 from convert.reading.source import Source
 from convert.recipe import Recipe, uniform
 from convert.recipe import named as recipe_named
 from convert.size import Size
-from convert.upload import check_upload, upload
 from convert.writer.folder import destination, new_folder
+from convert.writer.upload import check_upload, upload
 from olmo3_mlx.checkpoints.checkpoint import dtype_named
 from olmo3_mlx.memory.machine import little_kept
 

@@ -10,18 +10,19 @@ from typing import Any
 import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
-from convert.card.calibrated import CalibratedOn
+from convert.calibration.text import CalibratedOn
 from convert.card.evaluation import Evaluation
 from convert.card.measure import measure
 from convert.card.model_card import Made, origin, source_name, write_model_card
 from convert.card.page import remove_card, write_card
 from convert.card.quality import Quality
 from convert.card.verdict import Quantized
-from convert.pipeline import Progress, Stage, ahead
+from convert.progress import Progress, Stage
+from convert.quantized import rounded
+from convert.reading.ahead import ahead
 from convert.reading.source import Source
 from convert.reading.stored import pieces
 from convert.recipe import Plan
-from convert.rounding import rounded
 from convert.size import Size
 from convert.writer.files import copy_files, small_files, write_config, write_index
 from convert.writer.folder import check_room

@@ -107,7 +107,7 @@ def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float
 @pytest.fixture(autouse=True)
 def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quality cards are measured on a sequence instead of four, for speed."""
-    monkeypatch.setattr("convert.planning._TOKENS", 512)
+    monkeypatch.setattr("convert.preparing._TOKENS", 512)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from convert import convert as to_mlx
 from convert.calibration.calibration import Calibration
 from convert.card.measure import measure
 from convert.reading.source import Source
+from convert.reading.texts import text_tokens
 from convert.recipe import named
-from convert.texts import text_tokens
 from olmo3_mlx import (
     CheckpointError,
     ConvertError,
@@ -42,10 +42,10 @@ EVEN: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 FEW = {
-    "convert.planning._CALIBRATION_TOKENS": 512,
-    "convert.planning._LEAST_TOKENS": 256,
-    "convert.planning._SENSITIVITY_TOKENS": 64,
-    "convert.planning._LENGTH": 64,
+    "convert.preparing._CALIBRATION_TOKENS": 512,
+    "convert.preparing._LEAST_TOKENS": 256,
+    "convert.preparing._SENSITIVITY_TOKENS": 64,
+    "convert.preparing._LENGTH": 64,
     "convert.calibration.sensitivity._SAMPLED_ROWS": 16,
     "convert.calibration.gptq._SHRINKS": (1.0, 0.9, 0.8),
 }
@@ -315,7 +315,7 @@ def test_going_on_does_not_choose_bits_again(
     def never(*_: object, **__: object) -> None:
         pytest.fail("chosen again")
 
-    monkeypatch.setattr("convert.planning.choose", never)
+    monkeypatch.setattr("convert.preparing.choose", never)
     monkeypatch.setattr("convert.calibration.calibration.embedding_hessian", never)
     to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
     name = "model.safetensors"
@@ -342,7 +342,7 @@ def test_what_cannot_be_gone_on_with_is_refused_before_bits_are_chosen(
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([lines[0].replace("olmo3-mlx ", "olmo3-mlx 0."), *lines[1:]]))
     for name in ("choose", "check_all_finite"):
-        monkeypatch.setattr(f"convert.planning.{name}", lambda *_, **__: pytest.fail("work was done"))
+        monkeypatch.setattr(f"convert.preparing.{name}", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(ConvertError, match=r"is another one \(another version of olmo3-mlx or mlx\): "):
         to_mlx(source, tmp_path / "dest", calibrate=text, resume=True)
 
@@ -384,7 +384,7 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
     broken[5, 7] = float("nan")
     tensors["model.layers.1.mlp.down_proj.weight"] = broken
     folder = even_checkpoint(tmp_path / "broken", tensors)
-    monkeypatch.setattr("convert.planning.choose", lambda *_, **__: pytest.fail("bits were chosen"))
+    monkeypatch.setattr("convert.preparing.choose", lambda *_, **__: pytest.fail("bits were chosen"))
     seen: list[int] = []
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         to_mlx(folder, tmp_path / "dest", calibrate=text, progress=lambda done, _: seen.append(done))
@@ -393,11 +393,11 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
 
 SCRIPT = """
 import sys
-import convert.planning
+import convert.preparing
 from convert import convert as to_mlx
 
-convert.planning._CALIBRATION_TOKENS = convert.planning._LEAST_TOKENS = 512
-convert.planning._SENSITIVITY_TOKENS = convert.planning._LENGTH = 64
+convert.preparing._CALIBRATION_TOKENS = convert.preparing._LEAST_TOKENS = 512
+convert.preparing._SENSITIVITY_TOKENS = convert.preparing._LENGTH = 64
 convert.calibration.sensitivity._SAMPLED_ROWS = 16
 convert.calibration.gptq._SHRINKS = 1.0, 0.9, 0.8
 to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)

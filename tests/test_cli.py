@@ -1050,7 +1050,7 @@ def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_pat
 def test_convert_measures_what_came_out_unless_told_not_to(
     olmo3: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._TOKENS", 256)
     text = tmp_path / "text"
     text.write_text("Olmo 3 7B has 32 layers, of which one in four sees everything. " * 200)
     dest = tmp_path / "dest"

@@ -135,7 +135,7 @@ def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple
 def test_a_card_tells_nothing_of_where_on_the_disk_it_was_made(
     olmo3: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     monkeypatch.chdir(tmp_path)
     Path("plain").symlink_to(pair[0])
     Path("text.txt").write_text("The rain had stopped before noon, and the road was dry again. " * 30)
@@ -195,7 +195,7 @@ def test_another_tokenizer_is_taken_instead_of_the_originals(
 def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
     olmo3: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     native = write_native(tmp_path / "step1", run_config(CONFIG, 8192), random_model(CONFIG).tensors())
     done = olmo3("convert", native, tmp_path / "dest", "--group-size", 32, "--tokenizer", "demo")
     assert done.code == 0

@@ -665,7 +665,7 @@ def test_a_card_that_cannot_be_written_costs_nothing(
         return replace_file(path, write)
 
     monkeypatch.setattr("convert.card.page.replace_file", full)
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     report = to_mlx(source, dest, card=True)
     assert report.no_card == "quality-kl.png could not be written: No space left on device"
     assert report.quality is not None
@@ -873,7 +873,7 @@ def test_what_lies_in_an_unfinished_folder_without_a_journal_does_not_get_into_t
 def test_a_card_that_was_written_before_a_stop_does_not_get_into_a_result_without_one(
     source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     stop_at("convert.conversion.write_model_card", monkeypatch, lambda: to_mlx(source, dest, card=True))
     assert (dest.parent / ".dest.unfinished" / "QUALITY.md").exists()
     to_mlx(source, dest, card=False, resume=True)

@@ -35,15 +35,15 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     "convert": [
-        "pipeline size",
-        "reading: stored native.unpickle, remote native.archive native.config, native.distcp, "
+        "progress quantized size",
+        "reading: ahead stored native.unpickle texts, remote native.archive native.config, native.distcp, "
         "native.checkpoint, source, finite layers",
-        "recipe rounding texts",
-        "calibration: memory solving, fisher gptq, calibration, resumable sensitivity",
-        "writer: layout journal, files folder output",
-        "card: calibrated divergence, quality, measure pictures verdict, page, evaluation model_card",
-        "options upload conversion",
-        "planning",
+        "recipe",
+        "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
+        "writer: layout journal upload, files folder output",
+        "card: divergence, quality, measure pictures verdict, page, evaluation model_card",
+        "options conversion",
+        "preparing",
         "__init__",
         "__main__",
     ],

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from convert import convert as to_mlx
-from convert.upload import check_upload
+from convert.writer.upload import check_upload
 from olmo3_mlx import HubError
 
 CHAT = "{{ messages[0].content }}"
@@ -125,7 +125,7 @@ def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path
 def test_a_dequantized_model_does_not_pass_for_the_original(
     even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     source = cached_with(even, tmp_path, "license: mit")
     to_mlx(source, tmp_path / "small", bits=3)
     for card in (True, False):

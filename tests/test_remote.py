@@ -164,10 +164,10 @@ def test_a_stopped_conversion_goes_on_though_its_files_are_in_the_cache_by_now(
 def test_a_stopped_calibration_goes_on_though_its_files_are_in_the_cache_by_now(
     hub: FakeHub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._CALIBRATION_TOKENS", 256)
-    monkeypatch.setattr("convert.planning._LEAST_TOKENS", 64)
-    monkeypatch.setattr("convert.planning._SENSITIVITY_TOKENS", 64)
-    monkeypatch.setattr("convert.planning._LENGTH", 64)
+    monkeypatch.setattr("convert.preparing._CALIBRATION_TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._LEAST_TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._SENSITIVITY_TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._LENGTH", 64)
     config = {**TINY, "vocab_size": 512, "num_hidden_layers": 1, "eos_token_id": [510, 508]}
     folder = save_checkpoint(tmp_path / "folder", config, random_model(config).tensors())
     cut_tokenizer(folder, 512)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD, Calibration
-from convert.pipeline import Stage
+from convert.progress import Stage
 from convert.reading.layers import Layers
 from convert.reading.source import Source
 from convert.recipe import Plan

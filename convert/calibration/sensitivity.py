@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD
 from convert.calibration.gptq import searched
-from convert.pipeline import Stage
+from convert.progress import Stage
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.source import Source
 from convert.recipe import Plan

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from convert.card.page import Measured
 from convert.card.verdict import Quantized
-from convert.texts import DEFAULT_NAME, read_text, sha256, text_tokens
+from convert.reading.texts import DEFAULT_NAME, read_text, sha256, text_tokens
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.text.tokenizer import Tokenizer
 

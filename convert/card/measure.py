@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
-from convert.pipeline import Progress
+from convert.progress import Progress
 from convert.reading.finite import check_all_finite
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.source import Source

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from convert.card.calibrated import CalibratedOn
+from convert.calibration.text import CalibratedOn
 from convert.card.page import CARD, called, code
 from convert.card.quality import Quality
 from convert.card.verdict import verdict

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from convert.card.calibrated import CalibratedOn
+from convert.calibration.text import CalibratedOn
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, Position, Quality
 from convert.card.verdict import Quantized, advice, limits, meaning, verdict

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from convert.card.calibrated import CalibratedOn
+from convert.calibration.text import CalibratedOn
 from convert.card.quality import Quality
 from olmo3_mlx.quantization import Quantization
 

@@ -110,11 +110,11 @@ def _make(folder: Path) -> None:
 
 def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
     """The text as tokens, and the rest of what a card says about how it was measured."""
-    from convert.card.calibrated import CalibratedOn  # noqa: PLC0415
+    from convert.calibration.text import CalibratedOn  # noqa: PLC0415
     from convert.card.evaluation import Evaluation  # noqa: PLC0415
     from convert.card.page import FIGURES  # noqa: PLC0415
     from convert.card.verdict import Quantized  # noqa: PLC0415
-    from convert.texts import read_text  # noqa: PLC0415
+    from convert.reading.texts import read_text  # noqa: PLC0415
     from olmo3_mlx.checkpoints.hub import resolve  # noqa: PLC0415
     from olmo3_mlx.model import Olmo3  # noqa: PLC0415
     from olmo3_mlx.text.tokenizer import Tokenizer  # noqa: PLC0415

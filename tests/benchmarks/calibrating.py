@@ -66,7 +66,7 @@ def main() -> None:
 
             yield unit._replace(make=make)
 
-    with mock.patch("convert.planning.choose", choosing), mock.patch.object(resumable, "_units", timed):
+    with mock.patch("convert.preparing.choose", choosing), mock.patch.object(resumable, "_units", timed):
         convert(source, dest, bits=4, calibrate=True)
     ended("all")
 

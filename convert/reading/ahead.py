@@ -1,12 +1,10 @@
 """Steps of a long work side by side: reading, computing and writing each in a thread of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]  # done, in all: bytes or weights
-Stage = Callable[[str], None]  # what begins now, in words
 
 _END = object()
 

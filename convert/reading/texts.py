@@ -8,7 +8,7 @@ import mlx.core as mx
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.text.tokenizer import Tokenizer
 
-DEFAULT_TEXT = Path(__file__).parent / "text" / "evaluation.txt"
+DEFAULT_TEXT = Path(__file__).parents[1] / "text" / "evaluation.txt"
 CALIBRATION_TEXT = DEFAULT_TEXT.with_name("calibration.txt")
 DEFAULT_NAME = "the text that comes with olmo3-mlx"
 CALIBRATION_NAME = "the calibration text that comes with olmo3-mlx"

@@ -10,14 +10,14 @@ import mlx.core as mx
 
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
-from convert.card.calibrated import CalibratedOn
+from convert.calibration.text import CalibratedOn
 from convert.card.evaluation import Evaluation
 from convert.conversion import Conversion
-from convert.pipeline import Stage
+from convert.progress import Stage
 from convert.reading.finite import check_all_finite
 from convert.reading.source import Source
+from convert.reading.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
 from convert.recipe import Plan, Recipe
-from convert.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
 from convert.writer.files import small_files
 from convert.writer.journal import Identity, check_same, identity
 from olmo3_mlx.checkpoints.hub import resolve

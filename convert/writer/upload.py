@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convert.pipeline import Stage
+from convert.progress import Stage
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import HubError
 
