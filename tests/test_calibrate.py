@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY, random_model, save_checkpoint
 
 from convert.calibration.calibration import Calibration, Moments
-from convert.calibration.gptq import Codes, packed, quantized, searched
+from convert.calibration.gptq import Codes, quantized, searched
 from convert.calibration.memory import calibrating_bytes
 from convert.calibration.sensitivity import _options, allocate, choose, costs
 from convert.calibration.solving import Metric, solved
@@ -80,14 +80,6 @@ def a_layer(rows: int = 48, n: int = 128, seed: int = 0) -> tuple[Any, Any]:
 def error(weight: Any, hessian: Any, made: Codes) -> float:
     left = weight - made.dense()
     return float((left @ hessian * left).sum().item())
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
-    weight = mx.random.normal((8, 128), key=mx.random.key(bits))
-    words, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
-    codes = mx.dequantize(words, mx.ones_like(scales), mx.zeros_like(biases), group_size=64, bits=bits)
-    assert mx.array_equal(packed(codes, bits), words).item()
 
 
 @pytest.mark.parametrize("bits", [3, 4])

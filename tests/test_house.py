@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
-        "fields durable published",
+        "fields durable packing published",
         "quantization",
         "config",
         "rope",

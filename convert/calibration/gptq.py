@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from convert.calibration.solving import Metric, solved
+from olmo3_mlx.packing import packed
 from olmo3_mlx.quantization import Quantization
 
 _COLUMNS = 64  # of a block whose error is carried on at once
@@ -47,20 +48,6 @@ class Codes:
             f"{path}.scales": self.scales.astype(self.dtype),
             f"{path}.biases": self.biases.astype(self.dtype),
         }
-
-
-def packed(codes: mx.array, bits: int) -> mx.array:
-    """codes [rows, n] -> uint32 [rows, n * bits / 32]: one stream of bits, the lowest first. n is a multiple
-    of 32.
-    """
-    parts = codes.astype(mx.uint32).reshape(len(codes), -1, 32)
-    words = [mx.zeros(parts.shape[:2], mx.uint32) for _ in range(bits)]
-    for i in range(32):
-        word, offset = divmod(i * bits, 32)
-        words[word] = words[word] | (parts[..., i] << offset)
-        if offset + bits > 32:
-            words[word + 1] = words[word + 1] | (parts[..., i] >> (32 - offset))
-    return mx.stack(words, axis=-1).reshape(len(codes), -1)
 
 
 def quantized(
