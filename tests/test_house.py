@@ -36,8 +36,8 @@ FLOORS: dict[str, list[str]] = {
     ],
     "convert": [
         "progress quantized size",
-        "reading: ahead stored native.unpickle texts, remote native.archive native.config, native.distcp, "
-        "native.checkpoint, source, finite layers",
+        "reading: ahead softmax stored native.unpickle texts, remote native.archive native.config, "
+        "native.distcp, native.checkpoint, source, finite layers",
         "recipe",
         "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
         "writer: layout journal upload, files folder output",
