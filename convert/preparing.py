@@ -1,175 +1,141 @@
-"""What is to be done, found out before the long work: which layer gets how many bits, on which texts."""
+"""Decisions before the long work: which layer gets which scheme, and on which texts.
+
+Whatever can be found out to be impossible is found out here.
+"""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import EllipsisType
-from typing import NamedTuple
-
-import mlx.core as mx
 
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
-from convert.calibration.text import CalibratedOn
-from convert.card.evaluation import Evaluation
+from convert.calibration.text import CalibrationText
+from convert.card.evaluation import EvaluationText
 from convert.conversion import Conversion
+from convert.options import ConvertOptions, check_affine
 from convert.progress import Stage
 from convert.reading.finite import check_all_finite
 from convert.reading.source import Source
-from convert.reading.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
-from convert.recipe import Plan, Recipe
-from convert.writer.files import small_files
-from convert.writer.journal import Identity, check_same, identity
+from convert.recipe import Plan
+from convert.writer.journal import LAYERS, begun, check_same
 from olmo3_mlx.checkpoints.hub import resolve
-from olmo3_mlx.errors import ConvertError, Olmo3Error, OptionError
+from olmo3_mlx.errors import ConvertError, Olmo3Error, Setting
 from olmo3_mlx.model import Olmo3, check_token_ids
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
 
-_CALIBRATION_TOKENS = 32768  # in sequences of _LENGTH, or what a text has
-_LEAST_TOKENS = 8192  # that it must have
-_SENSITIVITY_TOKENS = 1024  # of those, on which layers are weighed against each other
+_SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
 
 
-class Wishes(NamedTuple):
-    """What was asked of calibration; `fixed` if a recipe says which layer has how many bits, `options` are
-    all that were given, in words.
+def prepare(source: Source, options: ConvertOptions, *, folder: Path, stage: Stage) -> Conversion:
+    """Decide what the source becomes. Where the same conversion was begun in `folder`, its plan is taken.
+
+    `stage` is told what takes time. Raises ConvertError for a source that is quantized already, a recipe that
+    does not fit it, a target that it cannot reach, and another conversion that was begun in `folder`;
+    OptionError and PromptError for a text to calibrate on; TokenizerError; MemoryFitError; CheckpointError
+    for weights that are not finite.
     """
-
-    calibrate: bool | str | Path
-    target_bpw: float | None
-    fixed: bool
-    options: str
-
-    def check(self, bits: int | EllipsisType | None, keep: bool) -> None:
-        """Raise OptionError for wishes that cannot be, or not together."""
-        target = self.target_bpw
-        if target is not None and (self.fixed or bits is None or not 1 < target < 16):
-            raise OptionError(f"target_bpw must be between 1 and 16, without a recipe, not {target}")
-        if (self.calibrate or target is not None) and not keep:
-            raise OptionError(
-                "calibration reads the original more than once: leave out keep=False (--no-keep)"
-            )
-
-
-def planned(
-    source: Source,
-    recipe: Recipe,
-    dtype: mx.Dtype | None,
-    words: Path,
-    *,
-    wishes: Wishes,
-    folder: Path,
-    stage: Stage,
-) -> Conversion:
-    """What is to be done, found out before the long work, or what was begun in `folder` if it is that.
-    `stage` is told what takes time.
-    """
-    plan = recipe.plan(Olmo3(source.config))
+    tokenizer_folder = _tokenizer_folder(source, options)
+    plan = options.schemes.plan(Olmo3(source.config))
     if source.config.quantization is not None and plan.layers:
-        how = source.config.quantization.default
+        scheme = source.config.quantization.default
         raise ConvertError(
-            f"{source.folder} is quantized already ({how.bits} bits, {how.mode}): quantizing again loses "
-            f"more than it should: convert the original (or dequantize it: --dtype alone, bits=None)"
+            f"{source.folder} is quantized already ({scheme.bits} bits, {scheme.mode}): quantizing again "
+            f"loses more than it should: convert the original (or dequantize it: ",
+            Setting("bits", None),
+            ")",
         )
-    make = partial(Conversion, source, dtype=dtype, options=wishes.options)
-    rounding = make(plan)
-    if not wishes.calibrate and wishes.target_bpw is None:
-        return rounding
-    if any(how.mode != "affine" for how in plan.layers.values()) or not plan.layers:
-        raise OptionError(
-            "calibration is for affine quantization: leave out mode (--mode), or calibrate (--calibrate)"
-        )
-    target = None if wishes.fixed else wishes.target_bpw or rounding.bits_per_weight
-    if wishes.target_bpw is not None:
-        _check_target(source, wishes.target_bpw, dtype)
-    tokens, on = _calibration_text(source, words, wishes.calibrate)
-    check_memory(source.config, tokens.size)
-    make = partial(make, tokens=tokens, target=target, on=on)
-    work = make(plan)
-    begun = _begun(folder, source, {**work.identity(), "words": small_files(source.folder, words)})
+    rounding = Conversion(source, plan, tokenizer_folder, options.cast, settings=options.settings)
+    return _calibrating(rounding, options, folder, stage) if options.calibrates else rounding
+
+
+def _tokenizer_folder(source: Source, options: ConvertOptions) -> Path:
+    """The folder of the checkpoint whose tokenizer and template are taken: the source, or the one asked for,
+    which must have a tokenizer.
+    """
+    if options.tokenizer is None:
+        return source.folder
+    folder = resolve(options.tokenizer, weights=False)
+    Tokenizer.from_folder(folder)
+    return folder
+
+
+def _calibrating(rounding: Conversion, options: ConvertOptions, folder: Path, stage: Stage) -> Conversion:
+    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size."""
+    source = rounding.source
+    check_affine(rounding.plan.layers.values())
+    if options.target_bpw is not None:
+        _check_target(rounding, options.target_bpw)
+    text = CalibrationText.read(options.calibration_file, rounding.tokenizer_folder, source.config)
+    check_memory(source.config, text.tokens.size)
+    target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
+    conversion = replace(rounding, calibration=text, target=target)
+    earlier = _begun(folder, conversion)
     stage("reading the weights")
-    check_all_finite(source, dtype)
+    check_all_finite(source, options.cast)
     if target is None:
-        return work
-    if begun is not None:
-        return make(begun)
-    some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens.shape[1])]
-    return make(_plan(source, choose(source, some, target, dtype=rounding.dtype, stage=stage)))
+        return conversion
+    if earlier is None:
+        some = text.tokens[: max(1, _SENSITIVITY_TOKENS // text.tokens.shape[1])]
+        earlier = _plan(source, choose(source, some, target, dtype=conversion.dtype, stage=stage))
+    return replace(conversion, plan=earlier)
 
 
-def _check_target(source: Source, target: float, dtype: mx.Dtype | None) -> None:
-    least, most = (Conversion(source, plan, dtype).bits_per_weight for plan in extremes(source))
+def _check_target(conversion: Conversion, target: float) -> None:
+    least, most = (
+        replace(conversion, plan=plan).size.bits_per_weight for plan in extremes(conversion.source)
+    )
     if not least <= target <= most:
         raise ConvertError(
             f"{target:g} bits per weight cannot be reached: this model can have {least:.3f} to {most:.3f}"
         )
 
 
-def _begun(folder: Path, source: Source, asked: Identity) -> Plan | None:
+def _begun(folder: Path, conversion: Conversion) -> Plan | None:
     """The plan that was chosen for what was begun in `folder`, if anything was. Raises ConvertError if that
-    is another conversion, whatever its plan: before one is chosen, which is long.
+    is another conversion, whatever its plan: before one is chosen, which takes long.
     """
-    found = identity(folder)
-    if not found:
+    earlier = begun(folder)
+    if not earlier:
         return None
-    check_same(folder, found, {**asked, "layers": found.get("layers")})
+    check_same(folder, earlier, {**conversion.ingredients(), LAYERS: earlier.get(LAYERS)})
     try:
-        return _plan(source, {path: Quantization(*how) for path, how in found["layers"].items()})
+        layers = {path: Quantization(*scheme) for path, scheme in earlier[LAYERS].items()}
     except (KeyError, TypeError, AttributeError):
         return None
+    return _plan(conversion.source, layers)
 
 
 def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
-    """What was chosen: all layers but those whose inputs no group size divides."""
+    """The plan of schemes that were chosen: for all layers but those whose inputs no group size divides."""
     return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
 
 
-def _calibration_text(
-    source: Source, words: Path, calibrate: bool | str | Path
-) -> tuple[mx.array, CalibratedOn]:
-    """Tokens [N, L], and what a card says of the text that they are from."""
-    file = CALIBRATION_TEXT if isinstance(calibrate, bool) else Path(calibrate)
-    name = CALIBRATION_NAME if isinstance(calibrate, bool) else file.name
-    text = read_text(file)
-    length = min(_LENGTH, source.config.max_position_embeddings)
-    tokens = text_tokens(
-        text,
-        Tokenizer.from_folder(words),
-        length,
-        _CALIBRATION_TOKENS // length,
-        least=_LEAST_TOKENS // length,
-    )
-    check_token_ids(tokens, source.config.vocab_size)
-    return tokens, CalibratedOn(name, sha256(text), tokens.size)
+def evaluation_text(
+    conversion: Conversion, options: ConvertOptions
+) -> tuple[EvaluationText | None, Olmo3Error | None]:
+    """The text to measure the result on; None if no card is asked for, or if there can be none: then the
+    error says why.
 
-
-def words_of(name: str | Path) -> Path:
-    """The folder of a checkpoint whose tokenizer and template are asked for. Raises TokenizerError if it has
-    no tokenizer that can be read.
+    Raises that error if a card is asked for.
     """
-    folder = resolve(name, weights=False)
-    Tokenizer.from_folder(folder)
-    return folder
-
-
-def evaluation(
-    work: Conversion, words: Path, text: str | Path | None, card: bool | None, *, keep: bool
-) -> tuple[Evaluation | None, str]:
-    """The text to measure on, or why there is none. Found out before the long work, as it may be told."""
-    if card is False or (card is None and not work.plan.layers):
-        return None, ""
-    if not keep:
-        return None, "the original goes as it is converted (--no-keep), measuring would fetch it again"
+    if options.card is False or (options.card is None and not conversion.plan.layers):
+        return None, None
+    if not options.keep:
+        return None, ConvertError(
+            "the original goes as it is converted (",
+            Setting("keep", False),
+            "), measuring would fetch it again",
+        )
     try:
-        file = None if text is None else Path(text)
-        config = work.source.config
-        length = min(_LENGTH, config.max_position_embeddings)
-        found = Evaluation.make(file, Tokenizer.from_folder(words), _TOKENS, length)
-        check_token_ids(found.tokens, config.vocab_size)
+        file = None if options.text is None else Path(options.text)
+        config = conversion.source.config
+        tokenizer = Tokenizer.from_folder(conversion.tokenizer_folder)
+        text = EvaluationText.read(file, tokenizer, _TOKENS, min(_LENGTH, config.max_position_embeddings))
+        check_token_ids(text.tokens, config.vocab_size)
     except Olmo3Error as error:
-        if card or text is not None:
+        if options.card or options.text is not None:
             raise
-        return None, str(error)
-    return found, ""
+        return None, error
+    return text, None

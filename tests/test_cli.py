@@ -470,8 +470,8 @@ def test_an_interrupted_conversion_that_left_something_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("convert.conversion.write_model_card", interrupted)
         done = olmo3(*command)
-        words = "olmo3 convert: interrupted: what was done is kept, go on with --resume\n"
-        assert done == (130, "", words)
+        said = "olmo3 convert: interrupted: what was done is kept, go on with --resume\n"
+        assert done == (130, "", said)
     done = olmo3(*command, "--resume")
     assert (done.code, done.err) == (0, "")
 

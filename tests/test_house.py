@@ -41,9 +41,11 @@ FLOORS: dict[str, list[str]] = {
         "recipe",
         "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
         "writer: layout journal upload, files folder output",
-        "card: divergence, quality, measure pictures verdict, page, evaluation model_card",
-        "options conversion",
+        "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
+        "comparison, page, quality_card model_card",
+        "options conversion comparing",
         "preparing",
+        "converting",
         "__init__",
         "__main__",
     ],
@@ -121,7 +123,7 @@ def test_the_library_neither_prints_nor_exits() -> None:
                     assert ast.unparse(node.func) not in ("print", "sys.exit", "exit"), path
 
 
-@pytest.mark.parametrize("package", ["olmo3_mlx"])
+@pytest.mark.parametrize("package", FLOORS)
 def test_errors_of_the_library_name_no_flag_and_no_command(package: str) -> None:
     """Over HTTP `--kv-bits` is nonsense: errors carry Settings, which the command line words."""
     for path in (ROOT / package).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Steps of a long work side by side: reading, computing and writing each in a thread of its own."""
+"""Steps of a long work side by side: reading, computing and writing, each in a thread of its own."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ _END = object()
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items of an iterator, each made in another thread while the one before is being used.
+    """Give the items of an iterator; another thread computes the next one while one is being used.
 
     What the iterator raises is raised here, in its turn.
     """
