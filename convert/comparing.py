@@ -13,7 +13,7 @@ from convert.card.quality_card import write_card
 from convert.progress import Progress
 from convert.reading.source import Source
 from convert.reading.texts import read_text
-from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.checkpoints.names import resolve
 from olmo3_mlx.errors import OptionError, Setting, TokenizerError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words

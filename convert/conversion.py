@@ -34,7 +34,7 @@ from convert.writer.journal import Journal
 from convert.writer.layout import Layout, Spec, lay_out, part_specs
 from convert.writer.output import Output
 from olmo3_mlx import __version__
-from olmo3_mlx.checkpoints.checkpoint import check_finite
+from olmo3_mlx.checkpoints.weights import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words

@@ -23,7 +23,7 @@ from convert.size import Size
 from convert.writer.folder import destination, new_folder
 from convert.writer.upload import check_login, upload
 from olmo3_mlx.errors import Olmo3Error
-from olmo3_mlx.memory.machine import little_kept
+from olmo3_mlx.memory.machine import small_buffer_pool
 
 _SHARDS = "shards"  # of a model on the hub, until they are converted
 
@@ -114,7 +114,7 @@ def convert(
     if options.upload_to is not None:
         check_login(options.upload_to)
     dest = destination(dest)
-    with new_folder(dest, resume=options.resume) as folder, little_kept():
+    with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
         original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
         conversion = prepare(original, options, folder=folder, stage=stage)
         text, no_card = evaluation_text(conversion, options)

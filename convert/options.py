@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from convert.recipe import Recipe, named, uniform
 from convert.writer.upload import check_repository_name
-from olmo3_mlx.checkpoints.checkpoint import dtype_named
+from olmo3_mlx.checkpoints.weights import dtype_named
 from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.quantization import Quantization
 

@@ -18,11 +18,12 @@ from convert.reading.finite import check_all_finite
 from convert.reading.source import Source
 from convert.recipe import Plan
 from convert.writer.journal import LAYERS, begun, check_same
-from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.checkpoints.names import resolve
 from olmo3_mlx.errors import ConvertError, Olmo3Error, Setting
-from olmo3_mlx.model import Olmo3, check_token_ids
+from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
+from olmo3_mlx.token_ids import check_token_ids
 
 _SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many

@@ -12,6 +12,7 @@
     ├── PromptError            empty, too long, or with an id outside the vocabulary
     ├── CacheError             a cache asked for what it no longer holds
     ├── SessionError           a saved conversation that cannot be used, or not be saved
+    │   └── CachesNotSavedError    what was said is saved, what the caches hold is not
     ├── MemoryFitError         what was asked for does not fit the machine's memory
     ├── ConvertError           a conversion that cannot be made, or could not be finished
     └── OptionError            an option outside its range (also a ValueError)
@@ -37,7 +38,7 @@ class Setting:
 
 
 class Olmo3Error(Exception):
-    """The root of all errors that this project raises on purpose. Its message is made one line."""
+    """The root of all errors that this project raises on purpose. Its message is one line."""
 
     def __init__(self, *parts: str | Setting) -> None:
         """`parts` follow each other in the message, with no space added."""
@@ -106,6 +107,10 @@ class CacheError(Olmo3Error):
 
 class SessionError(Olmo3Error):
     """A saved conversation, or what was kept of its caches, cannot be used or not be saved."""
+
+
+class CachesNotSavedError(SessionError):
+    """What was said is saved, and what the caches hold is not: a restart has to read it again."""
 
 
 class MemoryFitError(Olmo3Error):

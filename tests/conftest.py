@@ -12,7 +12,7 @@ import pytest
 from fake_hub import hub, model_files, stop_hub  # noqa: F401  (fixtures)
 
 from olmo3_mlx import Olmo3, Olmo3Config, Tokenizer, load
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import TINY, random_model
 
 from olmo3_mlx import CacheError, KVCache, Olmo3, OptionError, RotatingKVCache, load, rewind
-from olmo3_mlx.caches.cache import SLACK, STEP
+from olmo3_mlx.caches.buffered import STEP
 from olmo3_mlx.caches.quantized import KVQuantization, QuantizedKeysValues
+from olmo3_mlx.caches.rotating import SLACK
 
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]
@@ -93,7 +94,7 @@ def test_any_split_into_chunks_equals_no_split(
     model = models(config)
     rng = random.Random(longest)
     ids = draw(rng, 450 if slack == 300 else 300)  # more than a compaction of the window of 8
-    found = append(model, ids, model.make_caches(slack, **form), split(rng, len(ids), longest))
+    found = append(model, ids, model.make_caches(rewind=slack, **form), split(rng, len(ids), longest))
     assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 
@@ -105,7 +106,9 @@ def test_windows_of_every_kind_survive_many_wraps(
     model = models(SMALL, sliding_window=window)
     rng = random.Random(window)
     ids = draw(rng, 800)
-    found = append(model, ids, model.make_caches(slack, **form), [400, *split(rng, len(ids) - 400, 90)])
+    found = append(
+        model, ids, model.make_caches(rewind=slack, **form), [400, *split(rng, len(ids) - 400, 90)]
+    )
     assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 

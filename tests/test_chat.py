@@ -23,7 +23,7 @@ from olmo3_mlx import (
     generate,
     stream,
 )
-from olmo3_mlx.checkpoints.fingerprint import identity
+from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.conversation.completion import _answer, join
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.text.chat_template import ChatTemplate
@@ -239,7 +239,7 @@ def test_an_unfinished_character_does_not_spoil_the_next_turn(tokenizer: Tokeniz
 def test_an_edited_conversation_is_run_from_where_it_differs_even_where_the_caches_cannot_rewind(
     tokenizer: Tokenizer, window: int, rewind: int
 ) -> None:
-    # Longer than a sliding cache keeps, so that with little rewind only the checkpoint is left.
+    # Longer than a sliding cache keeps, so that with little rewind only the snapshot is left.
     model = ScriptedModel(
         saying(tokenizer, [*[50] * 400, IM_END], "ok<|im_end|>"), window=window, rewind=rewind
     )
@@ -728,7 +728,7 @@ def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], 
     model, tokenizer = demo
 
     def session() -> Session:
-        return Session(model, files=SessionFiles(tmp_path, identity(model), ""))
+        return Session(model, files=SessionFiles(tmp_path, fingerprint(model), ""))
 
     chat, _ = edited_question(demo, session(), 300)
     chat.session.save()
@@ -749,7 +749,7 @@ def test_after_a_restart_only_the_new_tokens_run(demo: tuple[Olmo3, Tokenizer], 
 def test_a_long_first_message_whose_end_is_edited_costs_its_end(
     tokenizer: Tokenizer, position: float, rewind: int
 ) -> None:
-    """However long the answer was: the message has checkpoints of its own, every 512 tokens."""
+    """However long the answer was: the message has snapshots of its own, every 512 tokens."""
     model: Any = ScriptedModel(lambda history: IM_END, window=8, context=8192)
     text = ["I walked along the shore."] * 600
     message, edited = " ".join(text), " ".join([*text[: int(600 * position)], "Nobody came."])
@@ -757,7 +757,7 @@ def test_a_long_first_message_whose_end_is_edited_costs_its_end(
     join(stream(model, tokenizer, [user(message)], session=session))
     held = list(session.tokens)
     session.prefill([5] * 900)  # as an answer too long to be rewound
-    session.checkpoint()
+    session.snapshot()
     again = join(stream(model, tokenizer, [user(edited)], session=session))
     ids = tokenizer.encode(tokenizer.apply_chat_template([user(edited)]))
     common = next(i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b)

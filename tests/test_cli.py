@@ -545,11 +545,11 @@ def test_an_unknown_command_is_not_sent(olmo3: Run) -> None:
 def test_stats_tell_of_the_last_answer_and_of_the_conversation(olmo3: Run) -> None:
     done = chat(olmo3, "/stats", SUM, "/stats", "/reset", "/stats")
     before, answer, last, after, reset = done.out.splitlines()
-    assert before == "conversation: 0 messages, 0 of 4096 tokens, caches: 0.000 GB, checkpoints: 0.000 GB"
+    assert before == "conversation: 0 messages, 0 of 4096 tokens, caches: 0.000 GB, snapshots: 0.000 GB"
     assert answer == "17 + 25 = 42"
     assert_statistics(last, prompt=57, generated=11, reason="stop")
     assert re.fullmatch(
-        r"conversation: 2 messages, 67 of 4096 tokens, caches: 0\.0\d\d GB, checkpoints: 0\.00\d GB", after
+        r"conversation: 2 messages, 67 of 4096 tokens, caches: 0\.0\d\d GB, snapshots: 0\.00\d GB", after
     )
     assert reset == before
     assert done.err == GREETING + "(a new conversation)\n"
@@ -572,7 +572,7 @@ def test_the_system_message_can_be_shown_and_replaced(olmo3: Run) -> None:
     done = chat(olmo3, "/system", "/system Be terse.", "/system", "/stats", "/reset", "/system")
     assert done.out == (
         "(the template's own)\nBe terse.\n"
-        "conversation: 1 messages, 0 of 4096 tokens, caches: 0.000 GB, checkpoints: 0.000 GB\nBe terse.\n"
+        "conversation: 1 messages, 0 of 4096 tokens, caches: 0.000 GB, snapshots: 0.000 GB\nBe terse.\n"
     )
     assert done.err == GREETING + 2 * "(a new conversation)\n"
     assert chat(olmo3, "/system", options=["--system", "Be kind."]).out == "Be kind.\n"

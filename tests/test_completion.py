@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from olmo3_mlx import (
+    CacheOptions,
     Completion,
     ConfigError,
     GenerationConfig,
@@ -57,8 +58,9 @@ class ScriptedModel:
     def config(self) -> SimpleNamespace:
         return SimpleNamespace(vocab_size=8192, max_position_embeddings=self.context)
 
-    def make_caches(self, rewind: int = 512) -> list[KVCache | RotatingKVCache]:
-        return [KVCache(), RotatingKVCache(self.window, rewind if self.rewind is None else self.rewind)]
+    def make_caches(self, options: CacheOptions | None = None) -> list[KVCache | RotatingKVCache]:
+        rewind = (options or CacheOptions()).rewind if self.rewind is None else self.rewind
+        return [KVCache(), RotatingKVCache(self.window, rewind)]
 
     def __call__(
         self,

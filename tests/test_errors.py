@@ -2,6 +2,7 @@
 
 import pytest
 
+from olmo3_mlx.cli import main
 from olmo3_mlx.cli.wording import flag, worded
 from olmo3_mlx.errors import (
     HubError,
@@ -13,6 +14,7 @@ from olmo3_mlx.errors import (
     UnknownNameError,
     UnknownRevisionError,
 )
+from olmo3_mlx.memory.machine import memory_ran_out
 
 
 def test_a_message_is_one_line_whatever_it_was_made_of() -> None:
@@ -63,3 +65,33 @@ def test_what_does_not_fit_says_what_would_as_data_and_in_words() -> None:
     assert worded(error) == "too much: what fits is --context 512, or weights of 8 bits with --kv-bits 4"
     assert str(MemoryFitError("too much: ", nearest=())) == "too much: nothing fits but a smaller model"
     assert str(MemoryFitError("memory would run out")) == "memory would run out"
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[malloc] Unable to allocate 8589934592 bytes."), True),
+        (RuntimeError("[METAL] Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"), True),
+        (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), True),
+        (RuntimeError("[metal::Device] Unable to load kernel"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_not_every_failure_of_mlx_is_for_want_of_memory(error: Exception, ran_out: bool) -> None:
+    assert memory_ran_out(error) is ran_out
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"), [("Unable to allocate 1 bytes", True), ("no such kernel", False)]
+)
+def test_the_command_line_speaks_of_memory_only_where_that_ran_out(
+    message: str, hint: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("olmo3_mlx.cli.inspect.MemoryTable.of", fails)
+    assert main(["inspect", "--model", "7b"]) == 1
+    shown = " (`olmo3 inspect` shows what fits this machine)" if hint else ""
+    assert capsys.readouterr().err == f"olmo3 inspect: error: {message}{shown}\n"

@@ -45,7 +45,7 @@ def test_sequences_go_back_one_by_one_as_attention_in_pieces_has_no_gradient(
     source, text = a_source(tmp_path / "a"), a_text(4)
     whole = embedding_hessian(source, text)
     one = source.config.num_attention_heads * text.shape[1] ** 2 * 4  # bytes of its scores
-    monkeypatch.setattr("olmo3_mlx.caches.attention._BLOCK_BYTES", one)
+    monkeypatch.setattr("olmo3_mlx.caches.attention.SCORES_BYTES", one)
     assert mx.allclose(embedding_hessian(source, text), whole, rtol=1e-4, atol=1e-6)
 
 

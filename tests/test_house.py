@@ -17,20 +17,21 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
-        "fields durable packing published",
+        "fields durable packing ranges published",
         "quantization",
         "config",
-        "rope",
-        "caches: buffer attention, quantized, cache",
+        "rope token_ids",
+        "caches: buffer attention, quantized, options cache, buffered, growing rotating",
         "model",
         "generation: sampling, loop",
         "text: stop_strings chat_template, tokenizer",
-        "checkpoints: hub, revisions checkpoint fingerprint",
         "memory: machine sizes, working_space, plan",
-        "sessions: spans, files snapshots, session",
-        "conversation: options saved, completion, chat",
+        "checkpoints: headers files fingerprint, hub weights, names revisions, checkpoint",
+        "sessions: spans, files, snapshots, session",
+        "conversation: options messages saved, completion, chat",
         "__init__",
-        "cli: bar interrupt options planning wording, generate, chat convert compare inspect revisions",
+        "cli: bar interrupt options wording drawing, memory_table generate, chat convert compare inspect "
+        "revisions",
         "cli",
         "__main__",
     ],
@@ -173,7 +174,9 @@ def test_no_first_token_waits_for_a_compiler() -> None:
 def test_the_public_list_is_what_it_says() -> None:
     assert sorted(olmo3_mlx.__all__) == [
         "CacheError",
+        "CacheOptions",
         "Chat",
+        "Checkpoint",
         "CheckpointError",
         "Completion",
         "ConfigError",

@@ -178,9 +178,9 @@ def test_packed_attention_is_unpacked_attention_is_attention_over_the_decoded_nu
 
     view = QuantizedKeysValues(how, arrays, span.start, span.stop)
     packed = view.attention(queries, scale=scale, window=window)
-    monkeypatch.setattr(module, "_FEW_QUERIES", 0)
+    monkeypatch.setattr(module, "FEW_QUERIES", 0)
     whole = view.attention(queries, scale=scale, window=window)
-    monkeypatch.setattr(module, "_UNPACKED_BYTES", 1)  # one head at a time
+    monkeypatch.setattr(module, "UNPACKED_BYTES", 1)  # one head at a time
     by_head = view.attention(queries, scale=scale, window=window)
     for found in (packed, whole, by_head):
         assert found.shape == queries.shape
@@ -216,7 +216,7 @@ def test_any_number_of_heads_at_a_time_gives_the_same(monkeypatch: pytest.Monkey
         return real(queries, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "attention", spy)
-    monkeypatch.setattr(module, "_UNPACKED_BYTES", each * 2 * 2 * 27 * 64 * 4)
+    monkeypatch.setattr(module, "UNPACKED_BYTES", each * 2 * 2 * 27 * 64 * 4)
     found = how.attention(queries, arrays, slice(3, 30), scale=0.1, window=0)
     assert calls == [2 * min(each, 5 - first) for first in range(0, 5, each)]
     assert float(mx.abs(found - expected).max()) < 1e-6
@@ -247,8 +247,8 @@ def test_the_whole_cache_is_never_unpacked(monkeypatch: pytest.MonkeyPatch, leng
     arrays = how.encode(normal(1, heads, held, dim), normal(1, heads, held, dim, seed=1))
     queries = normal(1, heads, length, dim, seed=2)
     one_head = 2 * held * dim * 4
-    monkeypatch.setattr(module, "_UNPACKED_BYTES", one_head)
-    monkeypatch.setattr(attention_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(module, "UNPACKED_BYTES", one_head)
+    monkeypatch.setattr(attention_module, "SCORES_BYTES", 1)
     mx.eval(arrays, queries)
     mx.reset_peak_memory()
     before = mx.get_active_memory()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from olmo3_mlx import Olmo3, PromptError, TemplateError, Tokenizer, TokenizerError
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 
 # What the released Instruct tokenizer calls four of the base tokenizer's spare tokens.
 INSTRUCT_NAMES = {

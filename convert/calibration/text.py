@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from convert.reading.texts import CALIBRATION_NAME, CALIBRATION_TEXT, read_text, sha256, text_tokens
 from olmo3_mlx.config import Olmo3Config
-from olmo3_mlx.model import check_token_ids
 from olmo3_mlx.text.tokenizer import Tokenizer
+from olmo3_mlx.token_ids import check_token_ids
 
 _TOKENS = 32768  # in sequences of _LENGTH, or what a text has
 _LEAST_TOKENS = 8192  # that it must have

@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from convert.reading.source import Source
 from convert.reading.stored import pieces
-from olmo3_mlx.checkpoints.checkpoint import check_finite
+from olmo3_mlx.checkpoints.weights import check_finite
 
 
 def check_all_finite(source: Source, dtype: mx.Dtype | None = None) -> None:

@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten
 
 from convert.reading.source import Source
 from convert.reading.stored import Tensor, read
-from olmo3_mlx.model import Block, check_token_ids
+from olmo3_mlx.model import Block
+from olmo3_mlx.token_ids import check_token_ids
 
 _ROWS_BYTES = 2**27  # of the head in float32, read at once
 

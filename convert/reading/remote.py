@@ -8,7 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.reading.stored import DTYPES, Formatted, Stored, stored_tensors
+from convert.reading.stored import Formatted, Stored, stored_tensors
+from olmo3_mlx.checkpoints.headers import FORMATS
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import CheckpointError, HubError
 
@@ -76,9 +77,9 @@ def remote_tensors(hub_id: str, revision: str, folder: Path | None) -> dict[str,
         for name, info in metadata.tensors.items():
             if listing.sharded and listing.weight_map.get(name) != file:
                 continue
-            if info.dtype not in DTYPES:
+            if info.dtype not in FORMATS:
                 raise CheckpointError(
-                    f"{hub_id}: {name} is {info.dtype}, expected one of {', '.join(DTYPES)}"
+                    f"{hub_id}: {name} is {info.dtype}, expected one of {', '.join(FORMATS)}"
                 )
             tensors[name] = Remote(shard, name, tuple(info.shape), info.dtype)
     lacking = sorted(listing.weight_map.keys() - tensors.keys())

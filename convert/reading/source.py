@@ -11,10 +11,13 @@ import mlx.core as mx
 from convert.quantized import part_names
 from convert.reading.native.checkpoint import files_read, is_native, open_native
 from convert.reading.remote import Remote, Shard, remote_tensors
-from convert.reading.stored import Dequantized, Stored, Tensor, stored_tensors
+from convert.reading.stored import Dequantized, Stored, Tensor
 from convert.size import Size
-from olmo3_mlx.checkpoints.checkpoint import check_names_and_shapes, load_config, name_some, quantize
-from olmo3_mlx.checkpoints.hub import INDEX, TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
+from olmo3_mlx.checkpoints.files import INDEX, TEXT_FILES, has_weights, weight_files
+from olmo3_mlx.checkpoints.headers import all_headers, name_some
+from olmo3_mlx.checkpoints.names import is_hub_id, resolve
+from olmo3_mlx.checkpoints.weights import check_names_and_shapes, quantize
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, Setting
 from olmo3_mlx.fields import read_json
@@ -67,7 +70,7 @@ class Source:
         folder = resolve(name, revision, weights=hub_id is None)
         if is_native(folder):
             return cls._native(folder)
-        config, _ = load_config(folder)
+        config = Checkpoint.in_folder(folder).config
         stored: Mapping[str, Stored | Remote] = (
             _all_stored(folder)
             if hub_id is None or has_weights(folder)
@@ -148,19 +151,13 @@ def _remote_bytes(tensor: Tensor) -> list[tuple[Shard, int]]:
 
 
 def _all_stored(folder: Path) -> dict[str, Stored]:
-    tensors: dict[str, Stored] = {}
-    for file in weight_files(folder):
-        found = stored_tensors(file)
-        twice = sorted(found.keys() & tensors.keys())
-        if twice:
-            raise CheckpointError(f"{file}: holds tensors that another file holds too: {name_some(twice)}")
-        tensors |= found
+    headers = all_headers(weight_files(folder))
     index = folder / INDEX
     promised = read_json(index)["weight_map"] if index.is_file() else {}
-    lacking = sorted(promised.keys() - tensors.keys())
+    lacking = sorted(promised.keys() - headers.keys())
     if lacking:
         raise CheckpointError(f"{index}: promises tensors that no file holds: {name_some(lacking)}")
-    return tensors
+    return {name: Stored.at(header) for name, header in headers.items()}
 
 
 def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored | Remote]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Tensors as they lie in files, read some rows at a time."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,17 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from convert.quantized import dequantized
+from olmo3_mlx.checkpoints.headers import FORMATS, TensorHeader, read_headers
 from olmo3_mlx.errors import CheckpointError
 from olmo3_mlx.quantization import Quantization
 
-# safetensors' dtype names that a checkpoint may hold -> MLX's, and NumPy's of the same size.
-DTYPES: Mapping[str, tuple[mx.Dtype, str]] = {
-    "BF16": (mx.bfloat16, "<u2"),
-    "F16": (mx.float16, "<f2"),
-    "F32": (mx.float32, "<f4"),
-    "U32": (mx.uint32, "<u4"),
-    "U8": (mx.uint8, "u1"),
-}
+_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U32": "<u4", "U8": "u1"}  # of the same size
 
 _PIECE_BYTES = 2**24  # of a tensor as it is stored
 
@@ -58,7 +51,7 @@ class Formatted:
     @property
     def dtype(self) -> mx.Dtype:
         """MLX's dtype for the format."""
-        return DTYPES[self.format][0]
+        return FORMATS[self.format]
 
     @property
     def nbytes(self) -> int:
@@ -67,13 +60,13 @@ class Formatted:
 
 
 @dataclass(frozen=True)
-class Stored(Formatted):
-    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+class Stored(TensorHeader):
+    """A tensor in a safetensors file, unread yet."""
 
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    format: str
+    @classmethod
+    def at(cls, header: TensorHeader) -> "Stored":
+        """The tensor that a header tells of."""
+        return cls(header.file, header.offset, header.shape, header.format)
 
     def rows(self, start: int, stop: int) -> mx.array:
         """Read rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
@@ -109,6 +102,11 @@ class Dequantized:
         return array
 
 
+def numpy_dtype(format: str) -> "np.dtype[Any]":
+    """NumPy's type of the same size for a type's name in safetensors."""
+    return np.dtype(_NUMPY[format])
+
+
 def rows_in(
     file: Path, offset: int, shape: tuple[int, ...], format: str, *, start: int, stop: int
 ) -> "np.ndarray[Any, Any]":
@@ -117,7 +115,7 @@ def rows_in(
 
     Raises CheckpointError if the file cannot be read or is too short.
     """
-    stored, width = np.dtype(DTYPES[format][1]), prod(shape[1:])
+    stored, width = numpy_dtype(format), prod(shape[1:])
     count = (stop - start) * width
     try:
         data = np.fromfile(file, stored, count, offset=offset + start * width * stored.itemsize)
@@ -130,7 +128,7 @@ def rows_in(
 
 def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:
     """Turn what was read in NumPy's type of that size into an MLX array of the format's dtype."""
-    array, dtype = mx.array(data), DTYPES[format][0]
+    array, dtype = mx.array(data), FORMATS[format]
     array = array.view(dtype) if array.dtype != dtype else array
     mx.eval(array)
     return array
@@ -157,57 +155,5 @@ def pieces(tensor: Tensor) -> Iterator[mx.array]:
 
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name; only its header is read.
-
-    Raises CheckpointError for a file that is damaged, or whose tensors are of another dtype.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("its header is longer than it")
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
-        tensors = {
-            name: _stored(file, name, entry, 8 + length, size)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        _check_apart(tensors)
-        return tensors
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
-
-
-def _stored(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> Stored:
-    if entry["dtype"] not in DTYPES:
-        raise CheckpointError(
-            f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(DTYPES)}: it was not written by "
-            f"MLX or for Olmo 3"
-        )
-    start, stop = (begin + offset for offset in entry["data_offsets"])
-    tensor = Stored(file, start, tuple(entry["shape"]), entry["dtype"])
-    if not all(type(n) is int and n >= 0 for n in (*tensor.shape, *entry["data_offsets"])):
-        raise ValueError(f"{name} has a shape or offsets that cannot be")
-    if stop > size or stop - tensor.offset != tensor.nbytes:
-        raise ValueError(f"{name} does not lie where the header says")
-    return tensor
-
-
-def _check_apart(tensors: Mapping[str, Stored]) -> None:
-    """Raise ValueError if two tensors share bytes."""
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if tensor.offset < end:
-            raise ValueError(f"{name} lies on another tensor")
-        end = tensor.offset + tensor.nbytes
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key may stand twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in its header")
-    return found
+    """The tensors of a safetensors file by name. Raises CheckpointError, see `read_headers`."""
+    return {name: Stored.at(header) for name, header in read_headers(file).items()}

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from convert.recipe import Plan
 from convert.writer.layout import Layout
-from olmo3_mlx.checkpoints.hub import INDEX, LICENSES, TEXT_FILES
+from olmo3_mlx.checkpoints.files import INDEX, LICENSES, TEXT_FILES
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.quantization import Quantization
 

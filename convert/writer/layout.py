@@ -12,13 +12,13 @@ from math import prod
 import mlx.core as mx
 
 from convert.quantized import part_names
-from convert.reading.stored import DTYPES
-from olmo3_mlx.checkpoints.hub import SINGLE
+from olmo3_mlx.checkpoints.files import SINGLE
+from olmo3_mlx.checkpoints.headers import FORMATS
 from olmo3_mlx.quantization import Quantization
 
 SHARD_BYTES = 5 * 10**9  # a file holds no more, unless the parts of a single weight do
 
-_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
 @dataclass(frozen=True)

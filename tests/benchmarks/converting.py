@@ -24,7 +24,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from olmo3_mlx import Olmo3, Olmo3Config
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.published import SIZES
 
 HALF = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 16}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.reading.native.unpickle import Call, Global, Persistent, UnpickleError, unpickle
-from convert.reading.stored import DTYPES
+from olmo3_mlx.checkpoints.headers import FORMATS
 
 _STORAGES = {"torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16"}
 _REBUILD = "torch._utils._rebuild_tensor_v2"
@@ -52,7 +52,7 @@ def tensor_in(file: Path, begin: int, length: int, shape: tuple[int, ...], forma
             reason = error if isinstance(error, ArchiveError) else "has a data.pkl that describes no tensor"
             raise ArchiveError(str(reason)) from None
         at, size = entries.get(f"{root}data/{key}", (0, 0))
-        each = DTYPES[format][0].size
+        each = FORMATS[format].size
         if size < (skipped + math.prod(shape)) * each:
             raise ArchiveError("is cut short")
         return begin + at + skipped * each

@@ -20,7 +20,7 @@ import numpy as np
 
 from convert.reading.native.archive import ArchiveError, numbers, tensor_in
 from convert.reading.native.unpickle import Call, Global, UnpickleError, unpickle
-from convert.reading.stored import DTYPES, Formatted, evaluated, rows_in
+from convert.reading.stored import Formatted, evaluated, numpy_dtype, rows_in
 from olmo3_mlx.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -82,7 +82,7 @@ class Chunked(Formatted):
 
     def rows(self, start: int, stop: int) -> mx.array:
         """Read rows `start` to `stop` of the first axis. Raises CheckpointError for damaged files."""
-        whole = np.empty((stop - start, *self.shape[1:]), DTYPES[self.format][1])
+        whole = np.empty((stop - start, *self.shape[1:]), numpy_dtype(self.format))
         for chunk in self.chunks:
             begin = chunk.offsets[0]
             first, last = max(start, begin), min(stop, begin + chunk.sizes[0])
