@@ -115,7 +115,7 @@ def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float
 @pytest.fixture(autouse=True)
 def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quality cards are measured on a quarter of a sequence instead of on four, for speed."""
-    monkeypatch.setattr("convert.planning._TOKENS", 128)
+    monkeypatch.setattr("convert.preparing._TOKENS", 128)
 
 
 @pytest.fixture(scope="session")

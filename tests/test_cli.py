@@ -470,7 +470,7 @@ class Terminal(io.StringIO):
 def test_a_bar_says_what_converting_is_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._TOKENS", 256)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert main(["convert", str(tiny_checkpoint), str(tmp_path / "dest")]) == 0
     said = dict.fromkeys(re.findall(r"([a-z][a-z, 0-9%]*): +\d+%\|", terminal.getvalue()))
@@ -535,8 +535,8 @@ def test_an_interrupted_conversion_that_left_something_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("convert.conversion.write_model_card", interrupted)
         done = olmo3(*command)
-        words = "olmo3 convert: interrupted: what was done is kept, go on with --resume\n"
-        assert done == (130, "", words)
+        said = "olmo3 convert: interrupted: what was done is kept, go on with --resume\n"
+        assert done == (130, "", said)
     done = olmo3(*command, "--resume")
     assert (done.code, done.err) == (0, "")
 
@@ -1139,7 +1139,7 @@ def test_convert_prints_what_came_out(olmo3: Run, tiny_checkpoint: Path, tmp_pat
 def test_convert_measures_what_came_out_unless_told_not_to(
     olmo3: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._TOKENS", 256)
     text = tmp_path / "text"
     text.write_text("Olmo 3 7B has 32 layers, of which one in four sees everything. " * 200)
     dest = tmp_path / "dest"

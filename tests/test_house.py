@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
-        "fields durable ranges published",
+        "fields durable packing ranges published",
         "quantization",
         "config",
         "rope token_ids",
@@ -37,15 +37,17 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     "convert": [
-        "pipeline size",
-        "reading: stored native.unpickle, remote native.archive native.config, native.distcp, "
-        "native.checkpoint, source, finite layers",
-        "recipe rounding texts",
-        "calibration: memory solving, fisher gptq, calibration, resumable sensitivity",
-        "writer: layout journal, files folder output",
-        "card: calibrated divergence, quality, measure pictures verdict, page, evaluation model_card",
-        "options upload conversion",
-        "planning",
+        "progress quantized size",
+        "reading: ahead softmax stored native.unpickle texts, remote native.archive native.config, "
+        "native.distcp, native.checkpoint, source, finite layers",
+        "recipe",
+        "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
+        "writer: layout journal upload, files folder output",
+        "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
+        "comparison, page, quality_card model_card",
+        "options conversion comparing",
+        "preparing",
+        "converting",
         "__init__",
         "__main__",
     ],
@@ -123,7 +125,7 @@ def test_the_library_neither_prints_nor_exits() -> None:
                     assert ast.unparse(node.func) not in ("print", "sys.exit", "exit"), path
 
 
-@pytest.mark.parametrize("package", ["olmo3_mlx"])
+@pytest.mark.parametrize("package", FLOORS)
 def test_errors_of_the_library_name_no_flag_and_no_command(package: str) -> None:
     """Over HTTP `--kv-bits` is nonsense: errors carry Settings, which the command line words."""
     for path in (ROOT / package).rglob("*.py"):

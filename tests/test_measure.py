@@ -16,7 +16,7 @@ from convert.card.measure import measure
 from convert.card.quality import HISTOGRAM_EDGES, standard_error
 from convert.reading.layers import Layers
 from convert.reading.source import Source
-from convert.texts import read_text, text_tokens
+from convert.reading.texts import read_text, text_tokens
 from olmo3_mlx import Olmo3, Tokenizer
 from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError

@@ -1,4 +1,4 @@
-"""Quantized keys and values: how they are packed, what rounding costs, and that attention over them
+"""Quantized keys and values: what rounding costs, and that attention over them
 is attention over the numbers they stand for, which are never all unpacked."""
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ from test_attention import normal, reference
 from olmo3_mlx import OptionError
 from olmo3_mlx.caches import attention as attention_module
 from olmo3_mlx.caches import quantized as module
-from olmo3_mlx.caches.quantized import BITS, KVQuantization, QuantizedKeysValues, _packed, _rounded
+from olmo3_mlx.caches.quantized import BITS, KVQuantization, QuantizedKeysValues, _rounded
 
 Floats = NDArray[np.float64]
 
@@ -47,19 +47,6 @@ def decoded(how: KVQuantization, arrays: list[mx.array]) -> tuple[Floats, Floats
 
 def error(found: mx.array, expected: Floats) -> float:
     return float(np.abs(as_float64(found) - expected).max())
-
-
-@pytest.mark.parametrize("bits", [4, 5, 8])
-@pytest.mark.parametrize("dim", [32, 64, 128, 256])
-def test_codes_are_packed_as_mlx_reads_them(bits: int, dim: int) -> None:
-    codes = np.random.default_rng(bits).integers(0, 2**bits, (2, 3, 7, dim))
-    codes[0, 0, 0], codes[0, 0, 1] = 2**bits - 1, 0
-    packed = _packed(mx.array(codes.astype(np.float32)), bits)
-    assert (packed.dtype, packed.shape) == (mx.uint32, (2, 3, 7, dim * bits // 32))
-    ones = mx.ones((2, 3, 7, dim // 32))
-    back = mx.dequantize(packed, ones, 0 * ones, group_size=32, bits=bits)
-    assert np.array_equal(np.array(back), codes)
-    assert np.array_equal(unpacked(packed, ones, bits) + 2 ** (bits - 1), codes)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 8])

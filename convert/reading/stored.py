@@ -1,6 +1,6 @@
 """Tensors as they lie in files, read some rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from convert.quantized import dequantized
 from olmo3_mlx.checkpoints.headers import FORMATS, TensorHeader, read_headers
 from olmo3_mlx.errors import CheckpointError
 from olmo3_mlx.quantization import Quantization
@@ -23,38 +24,38 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As it will be read."""
+        """The shape of the array that reading all rows gives."""
         ...
 
     @property
     def dtype(self) -> mx.Dtype:
-        """As it will be read."""
+        """The dtype of the rows that reading gives."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in its file."""
+        """The bytes that it takes in its file."""
         ...
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis, evaluated. Raises CheckpointError."""
+        """Read rows `start` to `stop` of the first axis; they are evaluated. Raises CheckpointError."""
         ...
 
 
 class Formatted:
-    """What is known of a tensor by its shape and safetensors' name for its dtype."""
+    """What a tensor's shape and safetensors' name for its dtype, `format`, tell of it."""
 
     shape: tuple[int, ...]
     format: str
 
     @property
     def dtype(self) -> mx.Dtype:
-        """MLX's name for how it is stored."""
+        """MLX's dtype for the format."""
         return FORMATS[self.format]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """The bytes of its data."""
         return prod(self.shape) * self.dtype.size
 
 
@@ -68,35 +69,35 @@ class Stored(TensorHeader):
         return cls(header.file, header.offset, header.shape, header.format)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
+        """Read rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
         data = rows_in(self.file, self.offset, self.shape, self.format, start=start, stop=stop)
         return evaluated(data, self.format)
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """What a quantized tensor stands for, in float32: `parts` are its codes, scales and, if its mode has
-    any, biases.
+    """The weights that a quantized tensor stands for, in float32. `parts` are its codes, its scales and, if
+    the mode of its `scheme` has any, its biases.
     """
 
     parts: tuple[Tensor, ...]
-    how: Quantization
+    scheme: Quantization
     dtype: mx.Dtype = mx.float32
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weights, not of their codes."""
-        rows, words = self.parts[0].shape
-        return rows, words * 32 // self.how.bits
+        """The shape of the weights, not of their codes."""
+        rows, packed = self.parts[0].shape
+        return rows, packed * 32 // self.scheme.bits
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parts."""
+        """The bytes that all parts take."""
         return sum(part.nbytes for part in self.parts)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop`, dequantized."""
-        array = dequantized([part.rows(start, stop) for part in self.parts], self.how)
+        """Read rows `start` to `stop`, and dequantize them."""
+        array = dequantized([part.rows(start, stop) for part in self.parts], self.scheme)
         mx.eval(array)
         return array
 
@@ -109,7 +110,8 @@ def numpy_dtype(format: str) -> "np.dtype[Any]":
 def rows_in(
     file: Path, offset: int, shape: tuple[int, ...], format: str, *, start: int, stop: int
 ) -> "np.ndarray[Any, Any]":
-    """Rows `start` to `stop` of what lies in a file from `offset` on, in NumPy's type of that size.
+    """Read rows `start` to `stop` of the tensor that lies in a file from `offset` on, in NumPy's type of that
+    size.
 
     Raises CheckpointError if the file cannot be read or is too short.
     """
@@ -125,36 +127,20 @@ def rows_in(
 
 
 def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:
-    """What was read in NumPy's type of that size, in MLX's."""
+    """Turn what was read in NumPy's type of that size into an MLX array of the format's dtype."""
     array, dtype = mx.array(data), FORMATS[format]
     array = array.view(dtype) if array.dtype != dtype else array
     mx.eval(array)
     return array
 
 
-def dequantized(parts: Sequence[mx.array], how: Quantization) -> mx.array:
-    """What codes, scales and, if the mode has any, biases stand for, in float32, lazily."""
-    codes, scales, *biases = parts
-    if how.mode == "affine":  # in the scales' own precision the products would be rounded
-        scales, biases = scales.astype(mx.float32), [b.astype(mx.float32) for b in biases]
-    return mx.dequantize(
-        codes,
-        scales,
-        biases[0] if biases else None,
-        group_size=how.group_size,
-        bits=how.bits,
-        mode=how.mode,
-        dtype=mx.float32,
-    )
-
-
 def read(tensor: Tensor) -> mx.array:
-    """All of it."""
+    """Read all rows of a tensor."""
     return tensor.rows(0, tensor.shape[0])
 
 
 def rows_at_once(tensor: Tensor) -> int:
-    """How many rows of a tensor are read in one piece."""
+    """The number of a tensor's rows that are read in one piece."""
     row = tensor.dtype.size
     for axis in tensor.shape[1:]:
         row *= axis
@@ -162,7 +148,7 @@ def rows_at_once(tensor: Tensor) -> int:
 
 
 def pieces(tensor: Tensor) -> Iterator[mx.array]:
-    """A tensor's rows, some at a time, evaluated."""
+    """Read a tensor's rows in order, some at a time; they are evaluated."""
     each, rows = rows_at_once(tensor), tensor.shape[0]
     for start in range(0, rows, each):
         yield tensor.rows(start, min(start + each, rows))

@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from olmo3_mlx.caches.attention import attention, pace, visible
 from olmo3_mlx.errors import OptionError
+from olmo3_mlx.packing import packed
 
 # Bits of keys and values. At 4 bits values get a fifth, as their errors cost more (docs/decisions).
 BITS = {8: (8, 8), 4: (4, 5)}
@@ -221,18 +222,4 @@ def _rounded(
     scales = (codes * groups).sum(axis=-1, keepdims=True) / squares
     scales = mx.where(scales == 0, 1, scales).astype(dtype)
     codes = mx.clip(mx.round(groups / scales.astype(mx.float32)), -half, half - 1) + half
-    return _packed(codes.flatten(-2), bits), scales.squeeze(-1)
-
-
-def _packed(codes: mx.array, bits: int) -> mx.array:
-    """Codes below 2 ** bits as MLX packs them: one after the other, lowest bits first, in uint32."""
-    if bits == 8:
-        return codes.astype(mx.uint8).view(mx.uint32)
-    eight = mx.unflatten(codes.astype(mx.uint32), -1, (-1, 8))  # they take `bits` bytes
-    shifts = mx.arange(0, 8 * bits, bits).astype(mx.uint32)
-    if bits == 4:
-        return (eight << shifts).sum(axis=-1)
-    low = (eight[..., :7] << shifts[:7]).sum(axis=-1, keepdims=True)  # what passes 32 bits is lost
-    high = (eight[..., 6:7] >> 2) | (eight[..., 7:] << 3)
-    five = mx.concatenate([low.view(mx.uint8), high.astype(mx.uint8)], axis=-1)
-    return five.flatten(-2).view(mx.uint32)
+    return packed(codes.flatten(-2), bits), scales.squeeze(-1)

@@ -3,8 +3,9 @@
 from olmo3_mlx.errors import Olmo3Error, Setting, UnknownNameError, UnknownRevisionError
 from olmo3_mlx.published import SIZES
 
-# Where a flag is not the option's name with dashes.
+# Where a flag is not the option's name with dashes, and where it is another's.
 _SPELLED = {"raw=True": "`olmo3 generate --raw`", "bits=None": "--dtype alone"}
+_NAMES = {"upload_to": "upload"}
 
 
 def worded(error: Olmo3Error) -> str:
@@ -21,7 +22,7 @@ def flag(setting: Setting) -> str:
     """How the command line spells an option: `--context 512`, `--resume`, `--no-keep`."""
     if str(setting) in _SPELLED:
         return _SPELLED[str(setting)]
-    name = setting.name.replace("_", "-")
+    name = _NAMES.get(setting.name, setting.name).replace("_", "-")
     if setting.value is False:
         return f"--no-{name}"
     return f"--{name}" if setting.value is ... or setting.value is True else f"--{name} {setting.value}"

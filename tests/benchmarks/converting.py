@@ -51,8 +51,8 @@ def checkpoint(folder: Path, shape: str, layers: int) -> None:
         files.setdefault(name.split(".")[2] if ".layers." in name else name.split(".")[-2], []).append(name)
     for number, names in enumerate(files.values(), start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        made = {n: tensors.pop(n).astype(mx.bfloat16) for n in names}
-        mx.save_safetensors(str(folder / file), made, metadata={"format": "pt"})
+        held = {n: tensors.pop(n).astype(mx.bfloat16) for n in names}
+        mx.save_safetensors(str(folder / file), held, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
