@@ -996,7 +996,7 @@ def almost_done(even: Tensors, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
     folder = tmp_path_factory.mktemp("almost_done")
     source = save_checkpoint(folder / "from" / "source", EVEN, even)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConvertError, match="go on with resume=True"):
         patch.setattr("convert.conversion.write_model_card", full)
         to_mlx(source, folder / "dest")
     return source, to_mlx_elsewhere(source, folder / "dest").rename(folder / "whole")
