@@ -1099,7 +1099,9 @@ def test_inspect_shows_what_a_mixed_checkpoint_takes(
     assert (
         olmo3("convert", "--no-card", tiny_checkpoint, dest, "--recipe", tmp_path / "recipe.toml").code == 0
     )
-    size = sum(array.nbytes for array in mx.load(str(dest / "model.safetensors")).values())
+    tensors = mx.load(str(dest / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    size = sum(array.nbytes for array in tensors.values())
     found = facts(olmo3("inspect", "--model", dest, "--json"))
     assert list(found["weight_bytes"]) == ["stored", "bf16", "8-bit", "4-bit"]
     assert found["weight_bytes"]["stored"] == size
