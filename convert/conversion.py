@@ -1,8 +1,9 @@
-"""One conversion: what of a source becomes what, and where; reading, converting, writing, describing."""
+"""One conversion: what a source becomes, and the steps there, from reading to describing."""
 
 import hashlib
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,30 @@ from typing import Any
 import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
-from convert.card.calibrated import CalibratedOn
-from convert.card.evaluation import Evaluation
+from convert.calibration.text import CalibrationText
+from convert.card.command import CompareCommand
+from convert.card.comparison import Comparison
+from convert.card.evaluation import EvaluationText
 from convert.card.measure import measure
-from convert.card.model_card import Made, origin, source_name, write_model_card
-from convert.card.page import remove_card, write_card
+from convert.card.method import QuantizationMethod
+from convert.card.model_card import ModelFacts, origin, source_name, write_model_card
 from convert.card.quality import Quality
-from convert.card.verdict import Quantized
-from convert.pipeline import Progress, Stage, ahead
+from convert.card.quality_card import remove_card
+from convert.progress import Progress, Stage
+from convert.quantized import rounded
+from convert.reading.ahead import ahead
 from convert.reading.source import Source
 from convert.reading.stored import pieces
 from convert.recipe import Plan
-from convert.rounding import rounded
 from convert.size import Size
-from convert.writer.files import copy_files, small_files, write_config, write_index
+from convert.writer import journal as keys
+from convert.writer.files import copied_files, copy_files, write_config, write_index
 from convert.writer.folder import check_room
-from convert.writer.journal import OPTIONS, Journal
-from convert.writer.layout import Layout, Spec, lay_out, parts
+from convert.writer.journal import Journal
+from convert.writer.layout import Layout, Spec, lay_out, part_specs
 from convert.writer.output import Output
 from olmo3_mlx import __version__
-from olmo3_mlx.checkpoints.checkpoint import check_finite
+from olmo3_mlx.checkpoints.weights import check_finite
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words
@@ -37,49 +42,78 @@ from olmo3_mlx.text.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
 
+Pieces = Iterator[tuple[str, dict[str, mx.array]]]  # a weight's name, and rows of the tensors that it becomes
 
+
+@dataclass(frozen=True)
 class Conversion:
-    """Of `source` by `plan`, with `dtype` for what is not quantized; left out, it is the source's.
+    """A source and all that decides what it becomes.
 
-    Weights are rounded to nearest, or calibrated on `tokens` [N, L] if there are any, from the text `on`;
-    `target` is how many bits a weight the plan was chosen for, if it was, `options` what a user called all
-    that.
+    source            the checkpoint that is converted
+    plan              the schemes of the layers that are quantized
+    tokenizer_folder  the checkpoint whose tokenizer and template the result gets
+    cast              the dtype of what is not quantized; None for the source's
+    calibration       the text that weights are calibrated on; None if they are rounded to nearest
+    target            the bits per weight that the plan was chosen for, if it was
+    settings          the options that were asked for, as an error tells them
     """
 
-    def __init__(
-        self,
-        source: Source,
-        plan: Plan,
-        dtype: mx.Dtype | None,
-        tokens: mx.array | None = None,
-        target: float | None = None,
-        *,
-        on: CalibratedOn | None = None,
-        options: str = "",
-    ) -> None:
-        self.source, self.plan, self.dtype = source, plan, dtype or source.dtype
-        self.tokens, self.target, self.on, self.options = tokens, target, on, options
-        self.names = list(Olmo3(source.config).tensors())
-        self.specs = {name: self._specs(name) for name in self.names}
-        self.layout: Layout = lay_out(list(self.specs.values()))
-        self.size = Size(source.parameters, self.layout.nbytes)
+    source: Source
+    plan: Plan
+    tokenizer_folder: Path
+    cast: mx.Dtype | None = None
+    calibration: CalibrationText | None = None
+    target: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def bits_per_weight(self) -> float:
-        """Of the whole result, scales and unquantized tensors included."""
-        return self.size.bits_per_weight
+    def dtype(self) -> mx.Dtype | None:
+        """The dtype of what is not quantized; None if each tensor keeps its own."""
+        return self.cast or self.source.dtype
 
-    def write(self, folder: Path, words: Path, progress: Progress, stage: Stage) -> None:
-        """Fill the folder; tokenizer and template are those of the checkpoint in `words`. `progress` is told
-        how many bytes are written, `stage` what comes next.
-        """
-        journal = Journal(folder, {**self.identity(), "words": small_files(self.source.folder, words)})
+    @cached_property
+    def specs(self) -> dict[str, dict[str, Spec]]:
+        """The tensors that each weight becomes, by the weight's name, in the order of the result."""
+        tensors = self.source.tensors
+        return {
+            name: part_specs(name, tensors[name].shape, self._dtype(name), self.plan.of(name))
+            for name in Olmo3(self.source.config).tensors()
+        }
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The place of each tensor in the result's files."""
+        return lay_out(list(self.specs.values()))
+
+    @property
+    def size(self) -> Size:
+        """The size of the whole result, scales and unquantized tensors included."""
+        return Size(self.source.parameters, self.layout.nbytes)
+
+    def ingredients(self) -> dict[str, Any]:
+        """All that the bytes of the result depend on: see convert.writer.journal."""
+        tokens = None if self.calibration is None else self.calibration.tokens
+        return {
+            keys.SETTINGS: dict(self.settings),
+            keys.PROGRAM: _PROGRAM,
+            keys.DEVICE: mx.default_device().type.name,  # they do not round alike
+            keys.SOURCE: self.source.fingerprint(),
+            keys.DTYPE: str(self.dtype),
+            keys.CALIBRATION: None if tokens is None else _sha256(tokens),
+            keys.TARGET: self.target,
+            keys.LAYERS: {path: [s.bits, s.group_size, s.mode] for path, s in self.plan.layers.items()},
+            keys.COPIED_FILES: copied_files(self.source.folder, self.tokenizer_folder),
+        }
+
+    def write(self, folder: Path, progress: Progress, stage: Stage) -> None:
+        """Fill the folder. `progress` is told how many bytes are written, `stage` what comes next."""
+        journal = Journal(folder, self.ingredients())
         journal.keep(self.specs)
         check_room(folder, self.layout, self.source.largest_shard())
         output = Output(folder, self.layout, journal)
         write_index(folder, self.layout, self.size.parameters)
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
-        copy_files(self.source.folder, words, folder)
+        copy_files(self.source.folder, self.tokenizer_folder, folder)
         done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
         stage("converting")
         for name, piece in self._pieces(folder, set(journal.done), stage):
@@ -91,26 +125,22 @@ class Conversion:
         output.finish()
 
     def measure(
-        self, folder: Path, evaluation: Evaluation, command: list[str], made: Quantized, *, stage: Stage
-    ) -> tuple[Quality | None, str]:
-        """Measure what was written against the source, and write the card: `made` so, `command` does so
-        again. Where either fails the result is whole all the same: then there is no card, and why.
-        """
-        quality = None
-        try:
-            quality = measure(
-                self.source,
-                Source.open(folder),
-                evaluation.tokens,
-                lambda done, total: stage(f"measuring, {done / total:.0%}"),
-            )
-            measured = evaluation.measured(
-                command[2], command[3], shlex.join(command), made, in_words(self.source.quantized.values())
-            )
-            write_card(folder, quality, measured)
-        except Olmo3Error as error:
-            return quality, str(error)
-        return quality, ""
+        self,
+        folder: Path,
+        text: EvaluationText,
+        command: CompareCommand,
+        method: QuantizationMethod,
+        *,
+        stage: Stage,
+    ) -> Comparison:
+        """Measure what was written against the source on a text; `command` measures the same again."""
+        quality = measure(
+            self.source,
+            Source.open(folder),
+            text.tokens,
+            lambda done, total: stage(f"measuring, {done / total:.0%}"),
+        )
+        return Comparison(quality, text, command, method, in_words(self.source.quantized.values()))
 
     def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
         """Write the model card; the model is called `name`. Without `quality` there is no quality card."""
@@ -118,38 +148,36 @@ class Conversion:
             remove_card(folder)  # which an earlier run may have written before it was stopped
         base, license = origin(self.source.folder)
         layers = Olmo3(self.source.config).quantizable()
-        made = Made(
+        facts = ModelFacts(
             name=name,
             source=source_name(self.source.folder),
-            quantized=in_words(self.source.quantized.values()),
+            source_quantization=in_words(self.source.quantized.values()),
             base=base,
             license=license,
             plan=self.plan,
             plain={p: self._dtype(f"{p}.weight") for p in layers if p not in self.plan.layers},
             dtype=str(self._dtype("model.norm.weight")).rpartition(".")[2],
             size=self.size,
-            on=self.on,
+            calibrated_on=None if self.calibration is None else self.calibration.described,
             program=_PROGRAM,
             chats=_chats(folder),
         )
-        write_model_card(folder, made, quality)
+        write_model_card(folder, facts, quality)
 
-    def _pieces(
-        self, folder: Path, done: set[str], stage: Stage
-    ) -> Iterator[tuple[str, dict[str, mx.array]]]:
-        """What each weight becomes, some rows at a time, less those that are `done`."""
-        todo = [name for name in self.names if name not in done]
-        if self.tokens is not None:
+    def _pieces(self, folder: Path, done: set[str], stage: Stage) -> Pieces:
+        """The tensors that each weight becomes, some rows at a time, less those that are `done`."""
+        todo = [name for name in self.specs if name not in done]
+        if self.calibration is not None:
             todo = [name for name in todo if self.plan.of(name) is None]
-        yield from ahead(self._converted(ahead(self._read(todo))))
-        if self.tokens is not None:
-            there = Source.open(folder)
+        yield from ahead(self._rounded(ahead(self._read(todo))))
+        if self.calibration is not None:
+            tokens, result = self.calibration.tokens, Source.open(folder)
             yield from calibrated(
-                self.source, self.plan, self.tokens, self.dtype, done=done, there=there, stage=stage
+                self.source, self.plan, tokens, self.dtype, done=done, result=result, stage=stage
             )
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
-        """Tensors by name, some rows at a time, in the dtype they will have."""
+        """Read weights by name, some rows at a time, in the dtype that they will have."""
         for place, name in enumerate(names, start=1):
             for rows in pieces(self.source.tensors[name]):
                 weight = rows.astype(self._dtype(name))
@@ -158,33 +186,15 @@ class Conversion:
             self.source.release(name, names[place:])
             self.source.check_unchanged()
 
-    def _converted(
-        self, weights: Iterator[tuple[str, mx.array]]
-    ) -> Iterator[tuple[str, dict[str, mx.array]]]:
-        """What those rows become."""
+    def _rounded(self, weights: Iterator[tuple[str, mx.array]]) -> Pieces:
+        """Round those rows, as far as the plan quantizes them."""
         for name, weight in weights:
-            made = rounded(name, weight, self.plan.of(name))
-            mx.eval(*made.values())
-            yield name, made
-
-    def _specs(self, name: str) -> dict[str, Spec]:
-        return parts(name, self.source.tensors[name].shape, self._dtype(name), self.plan.of(name))
+            tensors = rounded(name, weight, self.plan.of(name))
+            mx.eval(*tensors.values())
+            yield name, tensors
 
     def _dtype(self, name: str) -> mx.Dtype:
         return self.dtype or self.source.tensors[name].dtype
-
-    def identity(self) -> dict[str, Any]:
-        """What tells it from another conversion, in JSON's types, but for tokenizer and template."""
-        return {
-            OPTIONS: self.options,
-            "program": _PROGRAM,
-            "device": mx.default_device().type.name,  # they do not round alike
-            "source": self.source.identity(),
-            "dtype": str(self.dtype),
-            "calibration": _sha256(self.tokens),
-            "target": self.target,
-            "layers": {path: [how.bits, how.group_size, how.mode] for path, how in self.plan.layers.items()},
-        }
 
 
 def _chats(folder: Path) -> bool:
@@ -195,5 +205,5 @@ def _chats(folder: Path) -> bool:
         return False
 
 
-def _sha256(tokens: mx.array | None) -> str | None:
-    return None if tokens is None else hashlib.sha256(memoryview(tokens)).hexdigest()  # type: ignore[arg-type]
+def _sha256(tokens: mx.array) -> str:
+    return hashlib.sha256(memoryview(tokens)).hexdigest()  # type: ignore[arg-type]

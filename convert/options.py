@@ -1,20 +1,243 @@
-"""What may be asked of a conversion, checked before any work."""
+"""The options of a conversion, parsed and checked before any work."""
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import EllipsisType, NoneType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
-from convert.recipe import uniform
-from olmo3_mlx.errors import OptionError
+from convert.recipe import Recipe, named, uniform
+from convert.writer.upload import check_repository_name
+from olmo3_mlx.checkpoints.weights import dtype_named
+from olmo3_mlx.errors import OptionError, Setting
+from olmo3_mlx.quantization import Quantization
 
-_SWITCH = ((bool,), "True or False")
+
+class ConvertKeywords(TypedDict, total=False):
+    """The options of a conversion as `convert` takes them by keyword: see ConvertOptions."""
+
+    bits: int | EllipsisType | None
+    group_size: int | None
+    mode: str
+    recipe: str | Path | None
+    dtype: str | mx.Dtype | None
+    calibrate: bool | str | Path
+    target_bpw: float | None
+    revision: str | None
+    tokenizer: str | Path | None
+    resume: bool
+    keep: bool
+    card: bool | None
+    text: str | Path | None
+    upload_to: str | None
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What is asked of a conversion.
+
+    bits        for every layer; left out (...) the mode's usual ones: 4, or 8 in mxfp8. None quantizes
+                nothing, and dequantizes a quantized source
+    group_size  weights that share a scale: 64, or what the mode has
+    mode        MLX's: affine, mxfp4, nvfp4 or mxfp8
+    recipe      which layers get how many bits: one of RECIPES or a TOML file (see convert.recipe)
+    dtype       casts what is not quantized, and the scales
+    calibrate   True, or a text file: see `convert`
+    target_bpw  calibrates to so many bits per weight in all, instead of `bits`
+    revision    branch, tag or commit of a source on the hub
+    tokenizer   a checkpoint to take tokenizer and chat template from
+    resume      go on with a conversion that was stopped
+    keep        keep the files of a source on the hub in the cache
+    card        measure the result and write QUALITY.md; None: if it can be
+    text        a text file to measure on
+    upload_to   a repository on the hub
+
+    Two values are parsed from these, once: `schemes`, the recipe that they mean, and `cast`, the dtype.
+
+    Raises OptionError for options of other types, that do not exist, or that another, or its absence, would
+    make nothing of; ConfigError for what a recipe's file says; HubError for a name that no repository has.
+    """
+
+    bits: int | EllipsisType | None = ...
+    group_size: int | None = None
+    mode: str = "affine"
+    recipe: str | Path | None = None
+    dtype: str | mx.Dtype | None = None
+    calibrate: bool | str | Path = False
+    target_bpw: float | None = None
+    revision: str | None = None
+    tokenizer: str | Path | None = None
+    resume: bool = False
+    keep: bool = True
+    card: bool | None = False
+    text: str | Path | None = None
+    upload_to: str | None = None
+    schemes: Recipe = field(init=False, repr=False, compare=False)
+    cast: mx.Dtype | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, (types, expected) in _EXPECTED.items():
+            check_type(name, getattr(self, name), types, expected)
+        if self.calibrate == "":
+            raise OptionError(Setting("calibrate"), " must be True, False or a text file, not ''")
+        self._check_quantizing()
+        self._check_measuring()
+        object.__setattr__(self, "schemes", self._schemes())
+        object.__setattr__(self, "cast", None if self.dtype is None else dtype_named(self.dtype))
+        self._check_calibrating()
+        if self.upload_to is not None:
+            check_repository_name(self.upload_to)
+
+    @classmethod
+    def of(
+        cls, options: "ConvertOptions | None" = None, **keywords: Unpack[ConvertKeywords]
+    ) -> "ConvertOptions":
+        """Keywords over `options`, or over the defaults. Raises TypeError for a keyword that there is not."""
+        check_type("options", options, (ConvertOptions, NoneType), "ConvertOptions or None")
+        expected = ConvertKeywords.__annotations__
+        unknown = sorted(keywords.keys() - expected.keys())
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(expected)}")
+        return replace(options or cls(), **keywords) if keywords else options or cls()
+
+    @property
+    def only_casts(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.bits is None and self.recipe is None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether weights are calibrated on a text instead of rounded to nearest."""
+        return bool(self.calibrate) or self.target_bpw is not None
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """The text to calibrate on; None for the one that comes with this package."""
+        return None if isinstance(self.calibrate, bool) else Path(self.calibrate)
+
+    @property
+    def chosen_by(self) -> str:
+        """What chooses the layers' bits: "recipe", "target" or "bits"."""
+        return "recipe" if self.recipe is not None else "bits" if self.target_bpw is None else "target"
+
+    @property
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """The options that shape the result, by name, in JSON's types; usual values that were left out are
+        there too if they matter, and others are not.
+        """
+        settings: dict[str, Any] = {"target_bpw": self.target_bpw, "recipe": self.recipe}
+        if self.chosen_by == "bits":
+            settings["bits"] = uniform(mode=self.mode).bits if self.bits is ... else self.bits
+            settings["group_size"] = self.group_size
+            settings["mode"] = self.mode if self.mode != "affine" else None
+        settings["calibrate"] = self.calibrate or None
+        settings["dtype"] = self.dtype and str(self.dtype).rpartition(".")[2]
+        settings["tokenizer"] = self.tokenizer
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in settings.items()
+            if value is not None
+        }
+
+    def _schemes(self) -> Recipe:
+        if self.recipe is not None:
+            return named(self.recipe)
+        if self.bits is None:
+            return Recipe(None)
+        bits = None if isinstance(self.bits, EllipsisType) else self.bits
+        return Recipe(uniform(bits, self.group_size, self.mode))
+
+    def _check_quantizing(self) -> None:
+        """Raise OptionError for bits, group size, mode, recipe and target that exclude each other."""
+        bits_given = isinstance(self.bits, int)
+        others_given = self.group_size is not None or self.mode != "affine"
+        if self.only_casts and others_given:
+            raise OptionError(
+                Setting("mode" if self.group_size is None else "group_size"),
+                " is for quantizing: give ",
+                Setting("bits"),
+                " too, or leave it out to only cast",
+            )
+        if self.recipe is not None and (bits_given or others_given):
+            raise beside_a_recipe()
+        if self.target_bpw is not None and (self.bits is not ... or others_given or self.recipe is not None):
+            raise OptionError(
+                Setting("target_bpw"),
+                " chooses bits and group sizes itself, in mode affine: leave out ",
+                *_listed("bits", "group_size", "recipe", "mode"),
+            )
+
+    def _check_measuring(self) -> None:
+        """Raise OptionError for a card or text that nothing would be measured for."""
+        if (self.card or self.text is not None) and not self.keep:
+            card = Setting("card", True) if self.card else Setting("text")
+            raise OptionError(
+                "a card needs the original again: give either ", card, " or ", Setting("keep", False)
+            )
+        if self.text is not None and self.card is False:
+            raise OptionError(
+                Setting("text"),
+                " is what the card measures on: give ",
+                Setting("card", True),
+                " instead of ",
+                Setting("card", False),
+                ", or leave out the text",
+            )
+        if self.text is not None and self.card is None and self.only_casts:
+            raise OptionError(
+                Setting("text"),
+                " is what the card measures on, and a cast gets none unless asked: give ",
+                Setting("card", True),
+                ", or leave out the text",
+            )
+
+    def _check_calibrating(self) -> None:
+        """Raise OptionError for what calibration cannot do. The layers of a recipe are checked when they are
+        known.
+        """
+        if self.target_bpw is not None and not 1 < self.target_bpw < 16:
+            raise OptionError(Setting("target_bpw"), f" must be between 1 and 16, not {self.target_bpw}")
+        if self.calibrates and not self.keep:
+            raise OptionError(
+                "calibration reads the original more than once: leave out ", Setting("keep", False)
+            )
+        if self.calibrates and self.recipe is None:
+            check_affine([] if self.schemes.default is None else [self.schemes.default])
+
+
+def check_affine(schemes: Collection[Quantization]) -> None:
+    """Raise OptionError for layers that calibration cannot quantize: of another mode than affine, or none."""
+    if not schemes or any(scheme.mode != "affine" for scheme in schemes):
+        raise OptionError(
+            "calibration is for affine quantization: leave out ",
+            Setting("mode"),
+            ", or ",
+            Setting("calibrate"),
+        )
+
+
+def beside_a_recipe() -> OptionError:
+    """The error for bits, group size or mode beside a recipe."""
+    return OptionError(Setting("recipe"), " says bits, group size and mode: give either it or those")
+
+
+def check_type(name: str, value: object, types: tuple[type, ...], expected: str) -> None:
+    """Raise OptionError for a value of another type than an option takes; True and False are no numbers."""
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise OptionError(Setting(name), f" must be {expected}, not {value!r}")
+
+
+def _listed(*names: str) -> Iterator[str | Setting]:
+    """Options as an error lists them: a, b and c."""
+    for place, name in enumerate(names):
+        if place:
+            yield " and " if place == len(names) - 1 else ", "
+        yield Setting(name)
+
+
 _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "source": ((str, Path), "a folder or a hub id"),
-    "dest": ((str, Path), "a folder"),
     "bits": ((int, NoneType, EllipsisType), "a whole number or None"),
     "group_size": ((int, NoneType), "a whole number or None"),
     "mode": ((str,), "a name"),
@@ -24,72 +247,9 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "target_bpw": ((float, int, NoneType), "a number or None"),
     "revision": ((str, NoneType), "a branch, tag or commit, or None"),
     "tokenizer": ((str, Path, NoneType), "a folder, a hub id or None"),
-    "resume": _SWITCH,
-    "keep": _SWITCH,
+    "resume": ((bool,), "True or False"),
+    "keep": ((bool,), "True or False"),
     "card": ((bool, NoneType), "True, False or None"),
     "text": ((str, Path, NoneType), "a text file or None"),
     "upload_to": ((str, NoneType), "a repository's name or None"),
-    "progress": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
-    "stage": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
 }
-
-
-def check_options(options: Mapping[str, Any]) -> str:
-    """What of `convert.convert`'s options shapes the result, as they are written on a command line.
-
-    Raises OptionError for one that is of another type than it takes, or that another, or its absence, would
-    make nothing of.
-    """
-    _check_types(options)
-    _check_together(options)
-    return _spelled(options)
-
-
-def _spelled(options: Mapping[str, Any]) -> str:
-    said: dict[str, Any] = {"--target-bpw": options["target_bpw"], "--recipe": options["recipe"]}
-    if options["target_bpw"] is None and options["recipe"] is None:
-        mode = options["mode"]
-        said["--bits"] = uniform(mode=mode).bits if options["bits"] is ... else options["bits"]
-        said["--group-size"] = options["group_size"]
-        said["--mode"] = mode if mode != "affine" else None
-    said["--calibrate"] = options["calibrate"] or None
-    said["--dtype"] = options["dtype"] and str(options["dtype"]).rpartition(".")[2]
-    said["--tokenizer"] = options["tokenizer"]
-    return shlex.join(
-        name if value is True else f"{name}={value}" for name, value in said.items() if value is not None
-    )
-
-
-def _check_types(options: Mapping[str, Any]) -> None:
-    for name, (types, expected) in _EXPECTED.items():
-        value = options[name]
-        truth_for_a_number = isinstance(value, bool) and bool not in types
-        if truth_for_a_number or not isinstance(value, types) or (name == "calibrate" and value == ""):
-            raise OptionError(f"{name} must be {expected}, not {value!r}")
-
-
-def _check_together(options: Mapping[str, Any]) -> None:
-    given = isinstance(options["bits"], int)
-    recipe, group_size, target = options["recipe"], options["group_size"], options["target_bpw"]
-    only_cast = options["bits"] is None and recipe is None
-    if only_cast and (group_size is not None or options["mode"] != "affine"):
-        name = "mode (--mode)" if group_size is None else "group_size (--group-size)"
-        raise OptionError(f"{name} is for quantizing: give bits (--bits) too, or leave it out to only cast")
-    if recipe is not None and (given or group_size is not None or options["mode"] != "affine"):
-        raise OptionError("a recipe says bits, group size and mode: give either it or those")
-    if target is not None and (given or group_size is not None):
-        name = "bits" if given else "group_size"
-        raise OptionError(f"target_bpw (--target-bpw) chooses bits and group sizes itself: leave out {name}")
-    if (options["card"] or options["text"] is not None) and not options["keep"]:
-        raise OptionError(
-            "a card needs the original again: give either card (--card, --text) or keep=False (--no-keep)"
-        )
-    if options["text"] is not None and options["card"] is False:
-        raise OptionError(
-            "text (--text) is what the card measures on: give card=True (no --no-card), or leave out the text"
-        )
-    if options["text"] is not None and options["card"] is None and only_cast:
-        raise OptionError(
-            "text (--text) is what the card measures on, and a cast gets none unless asked: give card=True "
-            "(--card), or leave out the text"
-        )

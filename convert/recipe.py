@@ -1,6 +1,7 @@
-"""Which layers are quantized, and how: rules from patterns to bits, and the plan they make for a model.
+"""Recipes: rules that give layers their schemes by patterns, and the plan that results for a model.
 
-A recipe of one's own is a TOML file. The last pattern that fits a layer's path decides:
+A scheme is one layer's bits, group size and mode. A recipe of one's own is a TOML file; the last pattern that
+fits a layer's path decides:
 
     bits = 4                                         # what no pattern names
     group_size = 64
@@ -17,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from olmo3_mlx.errors import ConfigError, ConvertError, OptionError
+from olmo3_mlx.errors import ConfigError, ConvertError, OptionError, Setting
 from olmo3_mlx.fields import Fields
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import MODES, Quantization, one_of
@@ -25,29 +26,29 @@ from olmo3_mlx.quantization import MODES, Quantization, one_of
 
 @dataclass(frozen=True)
 class Plan:
-    """How each layer that is quantized is, by its path. `left_out` would be if their group size divided
-    their inputs.
+    """The schemes of the layers to quantize, by their paths. `left_out` are those that would be quantized too
+    if their group size divided their inputs.
     """
 
     layers: Mapping[str, Quantization]
     left_out: tuple[str, ...] = ()
 
     def of(self, name: str) -> Quantization | None:
-        """How the tensor `name` of an unquantized checkpoint is quantized, if it is."""
+        """The scheme for the tensor `name` of an unquantized checkpoint; None if it is not quantized."""
         return self.layers.get(name.removesuffix(".weight"))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`default` for every layer, or none; `rules`, patterns of paths, say what differs, the last that
-    fits before the others.
+    """A scheme for every layer, `default`, if any, and `rules` for layers that differ: patterns of paths, of
+    which the last that fits decides.
     """
 
     default: Quantization | None
     rules: tuple[tuple[str, Quantization | None], ...] = ()
 
     def plan(self, model: Olmo3) -> Plan:
-        """What it makes of a model's linear layers, embedding and head.
+        """Give a model's linear layers, embedding and head their schemes.
 
         Raises ConvertError for a pattern that fits none of them, for "none" of them quantized, a group size
         that divides the inputs of no layer, or not those of a layer that a pattern names.
@@ -62,14 +63,14 @@ class Recipe:
                 )
         layers, left_out = {}, []
         for path, width in widths.items():
-            how, named = self._of(path)
-            if how is None:
+            scheme, named = self._of(path)
+            if scheme is None:
                 continue
-            if width % how.group_size == 0:
-                layers[path] = how
+            if width % scheme.group_size == 0:
+                layers[path] = scheme
             elif named:
                 raise ConvertError(
-                    f"the recipe wants group size {how.group_size} for {path}, which does not divide its "
+                    f"the recipe wants group size {scheme.group_size} for {path}, which does not divide its "
                     f"{width} inputs: take a smaller one"
                 )
             else:
@@ -77,7 +78,9 @@ class Recipe:
         if self.default is not None and not layers and not left_out:
             raise ConvertError(
                 'the recipe quantizes nothing, its patterns say "none" of every layer: give one bits, or '
-                "only cast (--dtype without a recipe, bits=None)"
+                "only cast (",
+                Setting("bits", None),
+                ")",
             )
         if self.default is not None and not layers:
             inputs = ", ".join(map(str, sorted({widths[path] for path in left_out})))
@@ -88,20 +91,21 @@ class Recipe:
         return Plan(layers, tuple(sorted(left_out)))
 
     def _of(self, path: str) -> tuple[Quantization | None, bool]:
-        """How a layer is quantized, and whether a rule says so."""
-        for pattern, how in reversed(self.rules):
+        """The scheme of the layer at a path, and whether a rule names that."""
+        for pattern, scheme in reversed(self.rules):
             if fnmatchcase(path, pattern):
-                return how, True
+                return scheme, True
         return self.default, False
 
 
 def _mixed(few: int, more: int, *kinds: str) -> "Recipe":
-    """`few` bits, and `more` for these kinds of layers, in groups of 64."""
+    """Give all layers `few` bits and these kinds of them `more`, in groups of 64."""
     return Recipe(Quantization(few, 64), tuple((f"*.{kind}", Quantization(more, 64)) for kind in kinds))
 
 
-# Who gets more was measured on the lab's checkpoints (BENCHMARKS.md): an error in v_proj and o_proj costs two
-# to forty times what it does elsewhere, by the weight, and they are small; down_proj and gate_proj come next.
+# Which kinds get more was measured on the lab's checkpoints (BENCHMARKS.md): an error in v_proj and o_proj
+# costs two to forty times what it does elsewhere, by the weight, and they are small; down_proj and gate_proj
+# come next.
 # Embedding and head are large and cost little by the weight.
 RECIPES: Mapping[str, Recipe] = {
     "mixed_3_5": _mixed(3, 5, "v_proj", "o_proj", "down_proj"),
@@ -111,41 +115,44 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def uniform(bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Quantization:
-    """All layers alike; bits (4, or 8 in mxfp8) and group size are the mode's usual ones unless given.
+    """The scheme for all layers alike; bits (4, or 8 in mxfp8) and group size are the mode's usual ones
+    unless given.
 
     Raises OptionError for a mode, bits or a group size that MLX does not have.
     """
     if mode not in MODES:
-        raise OptionError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        raise OptionError(Setting("mode"), f" must be one of {', '.join(MODES)}, not {mode!r}")
     allowed_bits, allowed_groups = MODES[mode]
     if bits is None:
         bits = 4 if mode == "affine" else allowed_bits[0]
     if group_size is None:
         group_size = 64 if mode == "affine" else allowed_groups[0]
     if bits not in allowed_bits:
-        raise OptionError(f"bits must be {one_of(allowed_bits)} in mode {mode}, not {bits}")
+        raise OptionError(Setting("bits"), f" must be {one_of(allowed_bits)} in mode {mode}, not {bits}")
     if group_size not in allowed_groups:
-        raise OptionError(f"group_size must be {one_of(allowed_groups)} in mode {mode}, not {group_size}")
+        raise OptionError(
+            Setting("group_size"), f" must be {one_of(allowed_groups)} in mode {mode}, not {group_size}"
+        )
     return Quantization(bits, group_size, mode)
 
 
 def named(recipe: str | Path) -> Recipe:
-    """One of RECIPES by its name, or that in a file. Raises OptionError, ConfigError."""
+    """Find one of RECIPES by its name, or read that in a file. Raises OptionError, ConfigError."""
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)]
     try:
         path = Path(recipe).expanduser()
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, RuntimeError):  # no name that the system could have
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise OptionError(f"no recipe {str(recipe)!r}: expected a file, or one of {', '.join(RECIPES)}")
     return from_file(path)
 
 
 def from_file(path: Path) -> Recipe:
-    """Read a recipe. Raises OptionError for a file that cannot be read or is no TOML, ConfigError for
-    what it says.
+    """Read a recipe. Raises OptionError for a file that cannot be read or is no TOML, ConfigError for values
+    that cannot be.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from convert import convert
 from olmo3_mlx import generate, load
-from olmo3_mlx.checkpoints.checkpoint import load_config, read_weights
-from olmo3_mlx.checkpoints.hub import resolve
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
+from olmo3_mlx.checkpoints.weights import read_weights
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="demo", help="demo, a folder, or a hub id")
@@ -19,13 +19,13 @@ parser.add_argument("prompt", nargs="?", default="What is 17 + 25?")
 args = parser.parse_args()
 
 with tempfile.TemporaryDirectory() as temporary:
-    source, plain = resolve(args.model), Path(temporary) / "plain"
-    shutil.copytree(source, plain, ignore=shutil.ignore_patterns("*.safetensors*"))
-    quantization, tensors = load_config(source)[0].quantization, read_weights(source)
+    source, plain = Checkpoint.open(args.model), Path(temporary) / "plain"
+    shutil.copytree(source.folder, plain, ignore=shutil.ignore_patterns("*.safetensors*"))
+    quantization, tensors = source.config.quantization, read_weights(source.weight_files)
     for path in [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]:
-        how = quantization.of(path)  # the demo comes in 4 bits: back to what can be converted
+        layer = quantization.of(path)  # the demo comes in 4 bits: back to what can be converted
         packed = (tensors.pop(f"{path}.{part}", None) for part in ("weight", "scales", "biases"))
-        tensors[f"{path}.weight"] = mx.dequantize(*packed, how.group_size, how.bits, mode=how.mode)
+        tensors[f"{path}.weight"] = mx.dequantize(*packed, layer.group_size, layer.bits, mode=layer.mode)
     mx.save_safetensors(str(plain / "model.safetensors"), tensors)
     config = json.loads((plain / "config.json").read_text())
     kept = {key: value for key, value in config.items() if not key.startswith("quantization")}

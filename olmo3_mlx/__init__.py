@@ -5,8 +5,11 @@ model, tokenizer = load("demo")
 print(generate(model, tokenizer, "How many layers does Olmo 3 7B have?").text)
 """
 
-from olmo3_mlx.caches.cache import KVCache, RotatingKVCache, rewind
-from olmo3_mlx.checkpoints.checkpoint import load
+from olmo3_mlx.caches.cache import rewind
+from olmo3_mlx.caches.growing import KVCache
+from olmo3_mlx.caches.options import CacheOptions
+from olmo3_mlx.caches.rotating import RotatingKVCache
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint, load
 from olmo3_mlx.config import GenerationConfig, Olmo3Config, RopeConfig
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion, generate, stream
@@ -32,7 +35,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CacheError",
+    "CacheOptions",
     "Chat",
+    "Checkpoint",
     "CheckpointError",
     "Completion",
     "ConfigError",

@@ -18,19 +18,23 @@ K key-value heads, D head dimension, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from olmo3_mlx.caches.attention import KeysValues, pace
-from olmo3_mlx.caches.cache import Cache, KVCache, RotatingKVCache
-from olmo3_mlx.caches.quantized import KVQuantization
+from olmo3_mlx.caches.cache import Cache
+from olmo3_mlx.caches.growing import KVCache
+from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
+from olmo3_mlx.caches.rotating import RotatingKVCache
 from olmo3_mlx.config import FULL, GenerationConfig, Olmo3Config
 from olmo3_mlx.errors import CacheError, OptionError, PromptError
 from olmo3_mlx.rope import RotaryEmbedding
+from olmo3_mlx.token_ids import check_token_ids
 
-_PACED_FROM = 512  # tokens in a pass from which its layers run one after the other, see `pace`
+PACED_FROM = 512  # tokens in a pass from which its layers run one after the other, see `pace`
 
 
 class Attention(nn.Module):
@@ -114,7 +118,7 @@ class Decoder(nn.Module):
         each = caches if caches is not None else [None] * len(self.layers)
         for layer, cache in zip(self.layers, each, strict=True):
             before, x = x, layer(x, cache)
-            if tokens.shape[1] >= _PACED_FROM:
+            if tokens.shape[1] >= PACED_FROM:
                 pace([before, x])
         return self.norm(x)
 
@@ -166,6 +170,11 @@ class Olmo3(nn.Module):
             return self.model.embed_tokens.as_linear(hidden)
         return self.lm_head(hidden)
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in: its norms' type, as those are never quantized."""
+        return self.model.norm.weight.dtype
+
     def tensors(self) -> dict[str, mx.array]:
         """Every parameter by its name in the checkpoint."""
         return dict(tree_flatten(self.parameters()))
@@ -177,41 +186,22 @@ class Olmo3(nn.Module):
         return {path: (shape[0], shape[1]) for path, shape in shapes.items() if path in layers}
 
     def make_caches(
-        self,
-        rewind: int = 512,
-        *,
-        kv_bits: int | None = None,
-        kv_group_size: int | None = None,
-        kv_start: int = 0,
+        self, options: CacheOptions | None = None, **keywords: Unpack[CacheKeywords]
     ) -> list[Cache]:
-        """Empty caches, one per layer; at least the newest `rewind` tokens can be taken back.
-
-        With `kv_bits` (8 or 4) they are quantized once there are more than `kv_start` tokens, with one
-        scale for `kv_group_size` values (a whole head unless given), see KVQuantization.
+        """Empty caches, one per layer, in the form that `options` say. The keywords are the same, one by one:
+        kv_bits, kv_group_size, kv_start and rewind.
 
         Raises OptionError for a value outside its range.
         """
-        for name, value in (("rewind", rewind), ("kv_start", kv_start)):
-            if value < 0:
-                raise OptionError(f"{name} must be 0 or more, not {value}")
-        if kv_group_size is not None and kv_bits is None:
-            raise OptionError(f"kv_group_size {kv_group_size} is for quantized caches: give kv_bits too")
-        dim = self.config.head_dim
-        how = None if kv_bits is None else KVQuantization.of(kv_bits, kv_group_size, dim)
+        options = CacheOptions.of(options, **keywords)
+        quantization = options.quantization(self.config.head_dim)
         window = self.config.sliding_window
         return [
-            KVCache(how, kv_start) if layer_type == FULL else RotatingKVCache(window, rewind, how, kv_start)
+            KVCache(quantization, options.start)
+            if layer_type == FULL
+            else RotatingKVCache(window, options.rewind, quantization, options.start)
             for layer_type in self.config.layer_types
         ]
-
-
-def check_token_ids(tokens: mx.array, vocab_size: int) -> None:
-    """Raise PromptError if an id lies outside 0 ... vocab_size - 1."""
-    # On the CPU's stream, so that it does not wait for what a GPU still has to do.
-    for extreme in (mx.min(tokens, stream=mx.cpu), mx.max(tokens, stream=mx.cpu)):
-        token = int(extreme.item())  # type: ignore[arg-type]
-        if not 0 <= token < vocab_size:
-            raise PromptError(f"token ids must lie in 0 to {vocab_size - 1}, got {token}")
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:

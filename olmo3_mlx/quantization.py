@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are quantized, as MLX writes it under `quantization` in config.json."""
+"""The quantization of a checkpoint's weights, as MLX writes it under `quantization` in config.json."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -66,34 +66,34 @@ class QuantizationConfig:
         key = "quantization" if "quantization" in fields else "quantization_config"
         if key not in fields:
             return None
-        block = fields.fields(key)
-        method = block.data.get("quant_method")
+        entry = fields.fields(key)
+        method = entry.data.get("quant_method")
         if method:
             raise ConfigError(
-                f"{block.where}: expected MLX's own quantization, got quant_method {method!r}; "
+                f"{entry.where}: expected MLX's own quantization, got quant_method {method!r}; "
                 f"load the original checkpoint and convert that"
             )
-        default = Quantization.from_fields(block)
+        default = Quantization.from_fields(entry)
         overrides: dict[str, Quantization | None] = {}
-        for path, value in block.data.items():
+        for path, value in entry.data.items():
             if isinstance(value, dict):
-                overrides[path] = Quantization.from_fields(block.fields(path), default)
+                overrides[path] = Quantization.from_fields(entry.fields(path), default)
             elif value is False:
                 overrides[path] = None
         return cls(default, overrides)
 
 
 def one_of(allowed: tuple[int, ...]) -> str:
-    """What must be, in words: "4", or "one of 2, 3, 4"."""
+    """The allowed values as an error names them: "4", or "one of 2, 3, 4"."""
     return ("one of " if len(allowed) > 1 else "") + ", ".join(map(str, allowed))
 
 
 def in_words(layers: Iterable[Quantization]) -> str:
-    """How quantized layers are, if there are any: "4-bit affine, group size 64", or what is mixed."""
+    """A phrase for quantized layers: "4-bit affine, group size 64", or "mixed, 4 to 6 bits", or nothing."""
     kinds = set(layers)
-    bits = sorted({how.bits for how in kinds})
+    bits = sorted({layer.bits for layer in kinds})
     if len(kinds) == 1:
-        return "".join(f"{how.bits}-bit {how.mode}, group size {how.group_size}" for how in kinds)
+        return "".join(f"{one.bits}-bit {one.mode}, group size {one.group_size}" for one in kinds)
     if len(bits) == 1:
         return f"mixed, all {bits[0]}-bit"
     return f"mixed, {bits[0]} to {bits[-1]} bits" if bits else ""

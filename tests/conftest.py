@@ -1,6 +1,7 @@
 """Fixtures: TINY, a model small enough to be checked by an oracle; the demo; the lab, where it is."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from fake_hub import hub, model_files, stop_hub  # noqa: F401  (fixtures)
 
 from olmo3_mlx import Olmo3, Olmo3Config, Tokenizer, load
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -38,6 +39,13 @@ TINY: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 256,
     "eos_token_id": 0,
+}
+
+# What calibrating repeats to come closer, done once or twice: whether it is right shows as well.
+QUICK_CALIBRATION: dict[str, Any] = {
+    "convert.calibration.gptq._SHRINKS": (1.0, 0.9, 0.8),
+    "convert.calibration.gptq.quantized.__kwdefaults__": {"passes": 1},
+    "convert.calibration.solving._STEPS": 3,
 }
 
 
@@ -106,8 +114,8 @@ def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float
 
 @pytest.fixture(autouse=True)
 def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quality cards are measured on a sequence instead of four, for speed."""
-    monkeypatch.setattr("convert.planning._TOKENS", 512)
+    """Quality cards are measured on a quarter of a sequence instead of on four, for speed."""
+    monkeypatch.setattr("convert.preparing._TOKENS", 128)
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +130,18 @@ def demo() -> tuple[Olmo3, Tokenizer]:
     return load("demo")
 
 
-@pytest.fixture
-def tiny_checkpoint(tmp_path: Path) -> Path:
-    """TINY as a checkpoint's folder, with a vocabulary that fits the demo's tokenizer."""
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TINY as a checkpoint's folder, with a vocabulary that fits the demo's tokenizer; to be read only."""
     config = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
     model = random_model(config)
-    return save_checkpoint(tmp_path / "tiny", config, model.tensors())
+    return save_checkpoint(tmp_path_factory.mktemp("original") / "tiny", config, model.tensors())
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_original: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_original` that a test may change."""
+    return Path(shutil.copytree(tiny_original, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")

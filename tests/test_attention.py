@@ -53,7 +53,7 @@ def test_blocks_of_queries_change_nothing(
     monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], window: int, sizes: tuple[int, int]
 ) -> None:
     (asking, shared), (length, total) = heads, sizes
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)  # 32 queries a block, the last one ragged
+    monkeypatch.setattr(module, "SCORES_BYTES", 1)  # 32 queries a block, the last one ragged
     q = normal(2, asking, length, 16)
     k, v = normal(2, shared, total, 16, seed=1), normal(2, shared, total, 16, seed=2)
     found = attention(q, k, v, scale=0.5, window=window)
@@ -72,12 +72,12 @@ def test_blocks_are_as_large_as_their_bytes_allow_and_each_sees_what_its_window_
 
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", spy)
     # An array mask is blocked on every device; 107 keys are in reach of 100 queries.
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 2 * 4 * 107 * 4 * 70)  # 70 queries, rounded down to 64
+    monkeypatch.setattr(module, "SCORES_BYTES", 2 * 4 * 107 * 4 * 70)  # 70 queries, rounded down to 64
     q, k = normal(2, 4, 100, 16), normal(2, 2, 300, 16, seed=1)
     attention(q, k, k, scale=1.0, window=8)
     assert seen == [(64, 64 + 7), (36, 36 + 7)]
     seen.clear()
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 2**27)
+    monkeypatch.setattr(module, "SCORES_BYTES", 2**27)
     attention(q, k, k, scale=1.0, window=8)
     assert seen == [(100, 107)]
 
@@ -86,7 +86,7 @@ def test_blocks_are_as_large_as_their_bytes_allow_and_each_sees_what_its_window_
 def test_half_precision_keeps_its_type_and_its_accuracy(
     monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(module, "SCORES_BYTES", 1)
     q, k, v = (normal(1, 2, 70, 32, seed=seed).astype(dtype) for seed in range(3))
     found = attention(q, k, v, scale=0.2, window=40)
     assert found.dtype == dtype
@@ -101,7 +101,7 @@ def test_keys_and_values_of_a_cache_attend_as_the_function_does() -> None:
 
 def test_queries_need_not_know_of_keys_that_lie_outside_their_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a rotating cache shows a long pass may reach further back than the window."""
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(module, "SCORES_BYTES", 1)
     q, k, v = normal(1, 2, 50, 16), normal(1, 2, 120, 16, seed=1), normal(1, 2, 120, 16, seed=2)
     outside = 120 - 50 - 7  # the first query sees itself and 7 keys before it
     k[:, :, :outside], v[:, :, :outside] = mx.nan, mx.nan
@@ -113,7 +113,7 @@ def test_queries_need_not_know_of_keys_that_lie_outside_their_window(monkeypatch
 def test_a_long_pass_holds_the_scores_of_one_block_at_a_time(
     monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(module, "SCORES_BYTES", 1)
     heads, length, dim, rows = 8, 3072, 8, 32
     q, k, v = (normal(1, heads, length, dim, seed=seed) for seed in range(3))
     # A mask for every number of keys would be kept by `visible`, and is not what is measured here.

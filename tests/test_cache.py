@@ -13,8 +13,9 @@ import pytest
 from conftest import TINY, random_model
 
 from olmo3_mlx import CacheError, KVCache, Olmo3, OptionError, RotatingKVCache, load, rewind
-from olmo3_mlx.caches.cache import SLACK, STEP
+from olmo3_mlx.caches.buffered import STEP
 from olmo3_mlx.caches.quantized import KVQuantization, QuantizedKeysValues
+from olmo3_mlx.caches.rotating import SLACK
 
 TOLERANCE = 1e-4  # on logits of about 10, in float32
 VOCABULARY = TINY["vocab_size"]
@@ -84,6 +85,28 @@ def worst(found: mx.array, expected: mx.array) -> float:
     return float(mx.abs(found - expected).max().item())
 
 
+class Noted:
+    """Logits that were found, to be held against fresh runs: one for all texts that begin alike."""
+
+    def __init__(self, model: Olmo3, form: Form) -> None:
+        self.model, self.form = model, form
+        self.left: list[tuple[list[int], mx.array, object]] = []
+
+    def add(self, said: list[int], found: mx.array, where: object) -> None:
+        """The logits [L, V] of the last L of the ids `said`."""
+        mx.eval(found)
+        self.left.append((said, found, where))
+
+    def check(self) -> None:
+        while self.left:
+            longest = max((said for said, _, _ in self.left), key=len)
+            expected = fresh(self.model, longest, self.form)
+            alike = [note for note in self.left if longest[: len(note[0])] == note[0]]
+            self.left = [note for note in self.left if longest[: len(note[0])] != note[0]]
+            for said, found, where in alike:
+                assert worst(found, expected[len(said) - len(found) : len(said)]) < TOLERANCE, where
+
+
 @pytest.mark.parametrize(("longest", "slack"), [(1, 5), (9, 0), (40, 0), (300, 5), (450, 300)])
 @pytest.mark.parametrize("config", [GROUPED, ONE_HEAD], ids=["4-on-2", "5-on-1"])
 @each_form
@@ -93,7 +116,10 @@ def test_any_split_into_chunks_equals_no_split(
     model = models(config)
     rng = random.Random(longest)
     ids = draw(rng, 450 if slack == 300 else 300)  # more than a compaction of the window of 8
-    found = append(model, ids, model.make_caches(slack, **form), split(rng, len(ids), longest))
+    chunks = split(rng, len(ids), longest)
+    if longest == 1:  # one at a time at the beginning, and where the caches grow and are compacted
+        chunks = [*[1] * 12, 238, *[1] * 50]
+    found = append(model, ids, model.make_caches(rewind=slack, **form), chunks)
     assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 
@@ -105,7 +131,9 @@ def test_windows_of_every_kind_survive_many_wraps(
     model = models(SMALL, sliding_window=window)
     rng = random.Random(window)
     ids = draw(rng, 800)
-    found = append(model, ids, model.make_caches(slack, **form), [400, *split(rng, len(ids) - 400, 90)])
+    found = append(
+        model, ids, model.make_caches(rewind=slack, **form), [400, *split(rng, len(ids) - 400, 90)]
+    )
     assert worst(found, fresh(model, ids, form)) < TOLERANCE
 
 
@@ -118,15 +146,17 @@ def test_rewinding_equals_never_having_gone_there(
     rng = random.Random(seed)
     caches = model.make_caches(rewind=64, **form)
     said: list[int] = []
-    for _ in range(6):
-        new = draw(rng, rng.randint(1, 120))
-        found = append(model, new, caches, split(rng, len(new), rng.choice([1, 20, 200])))
-        said += new
-        assert worst(found, fresh(model, said, form)[-len(new) :]) < TOLERANCE
+    noted = Noted(model, form)
+    for turn in range(6):
+        new = draw(rng, rng.randint(1, rng.choice([20, 120])))
+        longest = rng.choice([20, 200]) if len(new) > 20 else 1
+        said = said + new
+        noted.add(said, append(model, new, caches, split(rng, len(new), longest)), turn)
         back = rng.randint(0, min(64, len(said)))
         rewind(caches, back)
         said = said[: len(said) - back]
         assert {cache.offset for cache in caches} == {len(said)}
+    noted.check()
 
 
 @each_form
@@ -136,7 +166,7 @@ def test_every_position_around_a_wrap_can_be_rewound_to(models: Callable[..., Ol
     capacity = RotatingKVCache(8, 16).capacity
     ids = draw(rng, capacity + 6)
     whole = fresh(model, ids, form)
-    for length in range(capacity - 5, capacity + 6):
+    for length in range(capacity - 2, capacity + 6):
         for back in (1, 7, 8, 16):
             caches = model.make_caches(rewind=16, **form)
             append(model, ids[:length], caches, [length - 4, 1, 1, 1, 1])
@@ -307,8 +337,7 @@ def restore(caches: Sequence[Any], layers: Saved, position: int) -> None:
         assert cache.offset == position
 
 
-@pytest.mark.parametrize("config", [GROUPED, ONE_HEAD], ids=["4-on-2", "5-on-1"])
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize(("config", "pieces"), [(GROUPED, 1), (ONE_HEAD, 3)], ids=["4-on-2", "5-on-1"])
 @pytest.mark.parametrize("length", [3, 7, 8, 140, 300])
 @each_form
 def test_a_restored_cache_goes_on_as_if_it_had_got_there(
@@ -562,7 +591,7 @@ def test_a_quantized_decoding_step_sees_the_window_and_nothing_else(form: Form) 
 def test_quantized_caches_cost_a_trained_model_little(lab: Path, shared: Path) -> None:
     model, tokenizer = load(lab, dtype="float32")
     text = (shared / "text" / "wuthering_heights.txt").read_text(encoding="utf-8")[20_000:22_000]
-    ids = list(tokenizer.encode(text))[:80]
+    ids = list(tokenizer.encode(text))[:40]
     exact, eight, four = (
         logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         for logits in (fresh(model, ids, form) for form in FORMS)
@@ -581,6 +610,7 @@ def play(model: Olmo3, seed: int, form: Form) -> None:
     far = rng.choice([0, 5, 64])
     caches = model.make_caches(rewind=far, **form)
     said: list[int] = []
+    noted = Noted(model, form)
     checkpoints: list[tuple[list[int], Saved]] = []
     history: list[str] = []
     for _ in range(rng.randint(5, 8)):
@@ -605,10 +635,9 @@ def play(model: Olmo3, seed: int, form: Form) -> None:
         longest = rng.choice([1, 7, 300]) if len(new) < 40 else rng.choice([30, 300])
         chunks = split(rng, len(new), longest)
         history.append(f"append {chunks}")
-        found = append(model, new, caches, chunks)
         said = said + new
-        expected = fresh(model, said, form)
-        assert worst(found, expected[-len(new) :]) < TOLERANCE, (seed, far, history)
+        noted.add(said, append(model, new, caches, chunks), (seed, far, history))
+    noted.check()
 
 
 def play_all(models: Callable[..., Olmo3], seeds: range) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,33 +12,29 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert.card.page import (
-    CARD,
-    FIGURES,
-    KL_PICTURE,
-    LAYERS_PICTURE,
-    Measured,
-    called,
-    code,
-    figures,
-    page,
-    write_card,
-)
+from convert.card.advice import advice
+from convert.card.command import CompareCommand, own_name
+from convert.card.comparison import Comparison
+from convert.card.evaluation import EvaluationText
+from convert.card.markdown import code
+from convert.card.method import QuantizationMethod
+from convert.card.page import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, page
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
-from convert.card.verdict import Quantized, advice, verdict
+from convert.card.quality_card import write_card
+from convert.card.verdict import verdict
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.quantization import Quantization
 
-WORDS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]
+TOKENS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]
 
 
 def quality(**change: Any) -> Quality:
     """What measuring a 4-bit checkpoint might give."""
     counts = [0] * (len(HISTOGRAM_EDGES) + 1)
     counts[20:24] = [10, 60, 25, 5]
-    made = Quality(
+    usual = Quality(
         tokens=100,
         perplexity=(10.0, 10.25),
         kl_mean=0.04,
@@ -60,24 +57,23 @@ def quality(**change: Any) -> Quality:
         ),
         sizes=(Size(1000, 2000), Size(1000, 563)),
     )
-    return replace(made, **change)
+    return replace(usual, **change)
 
 
-@pytest.fixture
-def measured() -> Measured:
-    return Measured(
-        original="some/original",
-        result="out/result-4bit",
-        text="a text",
-        text_sha256="ab" * 32,
+def compared(**change: Any) -> Comparison:
+    """What comparing a 4-bit checkpoint with its original might give."""
+    text = EvaluationText(
+        name="a text",
+        sha256="ab" * 32,
         tokens=mx.array([[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 6]]),
-        command="olmo3 compare some/original out/result-4bit",
-        decode=lambda ids: "".join(WORDS[i] for i in ids),
+        decode=lambda ids: "".join(TOKENS[i] for i in ids),
     )
+    comparison = Comparison(quality(), text, CompareCommand("some/original", "out/result-4bit"))
+    return replace(comparison, **change)
 
 
-def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path, measured: Measured) -> None:
-    written = write_card(tmp_path, quality(), measured)
+def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path) -> None:
+    written = write_card(tmp_path, compared())
     assert sorted(path.name for path in written) == sorted([CARD, FIGURES, LAYERS_PICTURE, KL_PICTURE])
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
     text = (tmp_path / CARD).read_text()
@@ -88,11 +84,11 @@ def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path,
     assert "10.250 (+2.50%)" in text
     assert "0.04000 ± 0.00200 nats" in text
     assert "| layers.1 | full | 6.000% | 5.000% |" in text
-    assert f"that it names:\n\n```\n{measured.command}\n```\n" in text
+    assert f"that it names:\n\n```\n{compared().command}\n```\n" in text
 
 
-def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measured) -> None:
-    write_card(tmp_path, quality(), measured)
+def test_the_figures_are_all_there_for_programs(tmp_path: Path) -> None:
+    write_card(tmp_path, compared())
     found = json.loads((tmp_path / FIGURES).read_text())
     assert found["schema"] == 1
     assert found["verdict"] == "good"
@@ -103,7 +99,7 @@ def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measur
     assert found["worst"][0]["actual_probability"] == [0.6, 0.0001]
     assert found["text"] == {"name": "a text", "sha256": "ab" * 32, "sequences": 2, "length": 8}
     assert len(found["histogram"]["counts"]) == len(found["histogram"]["edges"]) + 1
-    assert json.loads(json.dumps(figures(quality(), measured))) == found
+    assert json.loads(json.dumps(compared().figures())) == found
 
 
 @pytest.mark.parametrize(
@@ -116,22 +112,22 @@ def test_the_figures_are_all_there_for_programs(tmp_path: Path, measured: Measur
     ],
 )
 def test_a_card_says_on_what_device_and_how_exactly_it_was_measured(
-    measured: Measured, monkeypatch: pytest.MonkeyPatch, device: Any, variable: str | None, said: str
+    monkeypatch: pytest.MonkeyPatch, device: Any, variable: str | None, said: str
 ) -> None:
-    monkeypatch.setattr("convert.card.page.mx.default_device", lambda: mx.Device(device))
+    monkeypatch.setattr("convert.card.comparison.mx.default_device", lambda: mx.Device(device))
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     if variable is not None:
         monkeypatch.setenv("MLX_ENABLE_TF32", variable)
-    assert f"in float32 {said}, and" in page(quality(), measured)
-    versions = figures(quality(), measured)["versions"]
+    assert f"in float32 {said}, and" in page(compared())
+    versions = compared().figures()["versions"]
     assert versions["device"] == said[7:10].lower()
     assert versions["tf32"] == ("possible" if "TF32" in said else "off")
 
 
-def test_the_same_figures_give_the_same_bytes_over_an_older_card(tmp_path: Path, measured: Measured) -> None:
-    first = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
+def test_the_same_figures_give_the_same_bytes_over_an_older_card(tmp_path: Path) -> None:
+    first = {path.name: path.read_bytes() for path in write_card(tmp_path, compared())}
     (tmp_path / CARD).write_text("older")
-    again = {path.name: path.read_bytes() for path in write_card(tmp_path, quality(), measured)}
+    again = {path.name: path.read_bytes() for path in write_card(tmp_path, compared())}
     assert first == again
 
 
@@ -142,13 +138,13 @@ def test_pictures_are_pngs_without_software_or_time() -> None:
         assert b"tIME" not in picture
 
 
-def test_identical_checkpoints_have_a_card_too(tmp_path: Path, measured: Measured) -> None:
+def test_identical_checkpoints_have_a_card_too(tmp_path: Path) -> None:
     counts = (100, *[0] * len(HISTOGRAM_EDGES))
     same = quality(
         kl_mean=0.0, kl_error=0.0, kl_median=0.0, kl_99=0.0, kl_max=0.0, agreement=1.0, histogram=counts,
         layers=(LayerError("embed_tokens", "embedding", 0.0, 0.0),),
     )  # fmt: skip
-    write_card(tmp_path, same, measured)
+    write_card(tmp_path, compared(quality=same))
     text = (tmp_path / CARD).read_text()
     assert "**Identical**" in text
     assert "Nowhere." in text
@@ -163,8 +159,8 @@ def test_sixty_four_layers_of_a_poor_model_are_drawn() -> None:
         assert picture(quality(layers=layers, histogram=counts, kl_99=200.0))
 
 
-def test_the_worst_tokens_stand_in_their_context_one_row_each(measured: Measured) -> None:
-    rows = [line for line in page(quality(), measured).splitlines() if "**›**" in line]
+def test_the_worst_tokens_stand_in_their_context_one_row_each() -> None:
+    rows = [line for line in page(compared()).splitlines() if "**›**" in line]
     assert len(rows) == 3  # with the heading
     for row in rows:
         assert len(re.findall(r"(?<!\\)\|", row)) == 5
@@ -200,10 +196,10 @@ def test_folders_and_files_are_called_by_their_own_names(
     inside.mkdir(parents=True)
     (inside / "text.txt").touch()
     monkeypatch.chdir(inside)
-    assert [called(name) for name in (tmp_path / "model", "..", ".", "text.txt", inside / "text.txt")] == [
+    assert [own_name(name) for name in (tmp_path / "model", "..", ".", "text.txt", inside / "text.txt")] == [
         "model", "model", "inside", "text.txt", "text.txt"
     ]  # fmt: skip
-    assert [called(name) for name in ("allenai/Olmo-3-7B", "demo")] == ["allenai/Olmo-3-7B", "demo"]
+    assert [own_name(name) for name in ("allenai/Olmo-3-7B", "demo")] == ["allenai/Olmo-3-7B", "demo"]
 
 
 @pytest.mark.parametrize(
@@ -222,107 +218,129 @@ def test_a_verdict_asks_for_both_divergence_and_agreement(change: dict[str, floa
     assert verdict(quality(**change)) == word
 
 
-def test_advice_is_given_where_it_is_needed_and_fits_what_was_done(measured: Measured) -> None:
+def test_advice_is_given_where_it_is_needed_and_fits_what_was_done() -> None:
     assert advice(quality()) == ()
     poor = quality(kl_mean=1.0)
     assert advice(poor)[0] == "more bits: `--bits 5` (this one has 4.50 bits per weight)"
     assert "layers.1" in " ".join(advice(poor))
     assert "--bits" not in " ".join(advice(quality(kl_mean=1.0, sizes=(Size(1000, 2000), Size(1000, 1063)))))
-    assert "- more bits" in page(poor, measured)
+    assert "- more bits" in page(compared(quality=poor))
     assert advice(quality(kl_mean=1.0, sizes=(Size(1000, 2000),) * 2)) == ()  # two stages of training
-    assert "To come closer" not in page(quality(), measured)
+    assert "To come closer" not in page(compared())
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path, measured: Measured) -> None:
+def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="could not be written: No such file"):
-        write_card(tmp_path / "none", quality(), measured)
+        write_card(tmp_path / "none", compared())
 
 
-def test_a_disk_that_is_full_leaves_no_half_card(
-    tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_full_leaves_no_half_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, write: Callable[[Path], object]) -> Path:
         if path.name == FIGURES:
             raise OSError(errno.ENOSPC, "No space left on device")
         return replace_file(path, write)
 
-    write_card(tmp_path, quality(), measured)
-    monkeypatch.setattr("convert.card.page.replace_file", full)
+    write_card(tmp_path, compared())
+    monkeypatch.setattr("convert.card.quality_card.replace_file", full)
     with pytest.raises(ConvertError, match=r"^quality\.json could not be written: No space left on device$"):
-        write_card(tmp_path, quality(), measured)
+        write_card(tmp_path, compared())
     assert list(tmp_path.iterdir()) == []
 
 
-def made(*kinds: Quantization, **known: Any) -> Quantized:
-    """Quantized so, the embedding and two layers in turn."""
+def method(*kinds: Quantization, **known: Any) -> QuantizationMethod:
+    """The method that gives the embedding and two layers these schemes in turn."""
     paths = ("model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
-    return Quantized({path: kinds[i % len(kinds)] for i, path in enumerate(paths)}, **known)
+    return QuantizationMethod({path: kinds[i % len(kinds)] for i, path in enumerate(paths)}, **known)
 
 
 FOUR, EIGHT = Quantization(4, 64), Quantization(8, 32)
 MORE, GROUPS, CALIBRATE = "more bits: `--bits", "groups", "--calibrate"
 DOWN = {"model.layers.0.mlp.down_proj": 352, "model.layers.1.mlp.down_proj": 352}
 RECIPE, TARGET = "where most", "--target-bpw"
-BITS, CHOSEN = {"by": "bits", "calibrated": False}, {"by": "bits", "calibrated": True}
-TOLD, TUNED = {"by": "recipe", "calibrated": False}, {"by": "recipe", "calibrated": True}
+BITS, CHOSEN = {"chosen_by": "bits", "calibrated": False}, {"chosen_by": "bits", "calibrated": True}
+TOLD, TUNED = {"chosen_by": "recipe", "calibrated": False}, {"chosen_by": "recipe", "calibrated": True}
 
 
 @pytest.mark.parametrize(
-    ("how", "said", "unsaid"),
+    ("quantized_by", "said", "unsaid"),
     [
-        (made(FOUR, bits=4, **BITS), (MORE, GROUPS, CALIBRATE, RECIPE, TARGET), ("unless",)),
-        (made(FOUR, bits=4, **BITS), ("--group-size 32`, half a bit more than 64",), ("128",)),
-        (made(Quantization(4, 128), bits=4, **BITS), ("64`, a quarter of a bit more than 128",), ("unless",)),
-        (made(Quantization(4, 32), bits=4, **BITS), (MORE, CALIBRATE), (GROUPS,)),
+        (method(FOUR, bits=4, **BITS), (MORE, GROUPS, CALIBRATE, RECIPE, TARGET), ("unless",)),
+        (method(FOUR, bits=4, **BITS), ("--group-size 32`, half a bit more than 64",), ("128",)),
         (
-            made(FOUR, bits=4, left_out=DOWN, **BITS),
+            method(Quantization(4, 128), bits=4, **BITS),
+            ("64`, a quarter of a bit more than 128",),
+            ("unless",),
+        ),
+        (method(Quantization(4, 32), bits=4, **BITS), (MORE, CALIBRATE), (GROUPS,)),
+        (
+            method(FOUR, bits=4, left_out=DOWN, **BITS),
             ("`--group-size 32` with more bits: 32 divides the inputs of `down_proj` too",),
             ("a bit more",),
         ),
         (
-            made(Quantization(4, 128), bits=4, left_out=DOWN, **BITS),
+            method(Quantization(4, 128), bits=4, left_out=DOWN, **BITS),
             ("`--group-size 32` with more bits",),
             ("64", "a bit more"),
         ),
         (
-            made(Quantization(4, 128), bits=4, left_out={"a.up_proj": 192}, **BITS),
+            method(Quantization(4, 128), bits=4, left_out={"a.up_proj": 192}, **BITS),
             ("-size 64` with more",),
             (),
         ),
-        (made(FOUR, bits=4, left_out={"a.up_proj": 80}, **BITS), ("`--group-size 32`\n",), ("a bit more",)),
-        (made(FOUR, left_out=DOWN, **TOLD), ("groups of 32 in the recipe with more bits: 32 divides",), ()),
-        (made(Quantization(6, 64), bits=6, **BITS), ("`--bits 8`",), ("`--bits 5`",)),
-        (made(EIGHT, bits=8, **BITS), (CALIBRATE,), ("more", GROUPS, RECIPE, TARGET)),
-        (made(EIGHT, bits=8, **CHOSEN), (), ("try",)),
-        (made(FOUR, EIGHT, bits=4, **CHOSEN), ("`--bits 5`",), (GROUPS, CALIBRATE, RECIPE, TARGET)),
-        (made(FOUR, EIGHT, bits=8, **CHOSEN), ("a larger `--target-bpw`",), (MORE, CALIBRATE)),
+        (method(FOUR, bits=4, left_out={"a.up_proj": 80}, **BITS), ("`--group-size 32`\n",), ("a bit more",)),
+        (method(FOUR, left_out=DOWN, **TOLD), ("groups of 32 in the recipe with more bits: 32 divides",), ()),
+        (method(Quantization(6, 64), bits=6, **BITS), ("`--bits 8`",), ("`--bits 5`",)),
+        (method(EIGHT, bits=8, **BITS), (CALIBRATE,), ("more", GROUPS, RECIPE, TARGET)),
+        (method(EIGHT, bits=8, **CHOSEN), (), ("try",)),
+        (method(FOUR, EIGHT, bits=4, **CHOSEN), ("`--bits 5`",), (GROUPS, CALIBRATE, RECIPE, TARGET)),
+        (method(FOUR, EIGHT, bits=8, **CHOSEN), ("a larger `--target-bpw`",), (MORE, CALIBRATE)),
         (
-            made(FOUR, EIGHT, by="target", calibrated=True),
+            method(FOUR, EIGHT, chosen_by="target", calibrated=True),
             ("a larger `--target-bpw`",),
             (MORE, GROUPS, CALIBRATE),
         ),
         (
-            made(FOUR, EIGHT, **TOLD),
+            method(FOUR, EIGHT, **TOLD),
             ("bits in the recipe (", "smaller groups in the recipe", CALIBRATE, "instead of the recipe"),
             (MORE, "`--recipe`"),
         ),
-        (made(FOUR, EIGHT, **TUNED), ("in the recipe where most",), (CALIBRATE, MORE)),
-        (made(EIGHT, **TUNED), (), ("try",)),
-        (made(EIGHT, EIGHT, FOUR, **TOLD), ("is lost: layers.1\n",), ("embed", "layers.0")),
-        (made(Quantization(4, 32, "mxfp4"), bits=4, **BITS), ("`--bits 5` in affine",), (GROUPS, TARGET)),
-        (made(Quantization(8, 32, "mxfp8"), bits=8, **BITS), ("`--bits 8` in affine",), (GROUPS, TARGET)),
-        (made(FOUR), (MORE, GROUPS, "`--calibrate`, unless it was", RECIPE, TARGET), ()),
-        (Quantized({}, **BITS), (), ("try",)),  # a cast
+        (method(FOUR, EIGHT, **TUNED), ("in the recipe where most",), (CALIBRATE, MORE)),
+        (method(EIGHT, **TUNED), (), ("try",)),
+        (method(EIGHT, EIGHT, FOUR, **TOLD), ("is lost: layers.1\n",), ("embed", "layers.0")),
+        (method(Quantization(4, 32, "mxfp4"), bits=4, **BITS), ("`--bits 5` in affine",), (GROUPS, TARGET)),
+        (method(Quantization(8, 32, "mxfp8"), bits=8, **BITS), ("`--bits 8` in affine",), (GROUPS, TARGET)),
+        (method(FOUR), (MORE, GROUPS, "`--calibrate`, unless it was", RECIPE, TARGET), ()),
+        (QuantizationMethod({}, **BITS), (), ("try",)),  # a cast
     ],
 )
 def test_advice_is_nothing_that_was_done_or_cannot_be(
-    measured: Measured, how: Quantized, said: tuple[str, ...], unsaid: tuple[str, ...]
+    quantized_by: QuantizationMethod, said: tuple[str, ...], unsaid: tuple[str, ...]
 ) -> None:
-    poor, measured = quality(kl_mean=1.0), replace(measured, made=how)
-    tried = page(poor, measured).partition("To come closer, ")[2].partition("![")[0]
-    for words in said:
-        assert words in tried
-    for words in unsaid:
-        assert words not in tried
-    assert [f"- {line}" for line in advice(poor, how)] == tried.splitlines()[2:-1]
-    assert figures(poor, measured)["advice"] == list(advice(poor, how))
+    poor = compared(quality=quality(kl_mean=1.0), method=quantized_by)
+    tried = page(poor).partition("To come closer, ")[2].partition("![")[0]
+    for phrase in said:
+        assert phrase in tried
+    for phrase in unsaid:
+        assert phrase not in tried
+    assert [f"- {line}" for line in poor.advice] == tried.splitlines()[2:-1]
+    assert poor.figures()["advice"] == list(poor.advice) == list(advice(poor.quality, quantized_by))
+
+
+def test_the_command_is_one_for_a_shell_with_the_options_that_were_given() -> None:
+    command = CompareCommand("a b", "out/b", tokens=64, length=32, text=Path("it's.txt"), revision_b="main")
+    assert shlex.split(str(command)) == [
+        "olmo3", "compare", "a b", "out/b", "--tokens", "64", "--length", "32", "--text", "it's.txt",
+        "--revision-b", "main",
+    ]  # fmt: skip
+
+
+def test_what_is_published_names_no_paths(tmp_path: Path) -> None:
+    for name in ("a", "b", "tokenizer"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text").touch()
+    command = CompareCommand(
+        str(tmp_path / "a"), str(tmp_path / "b"), text=tmp_path / "text", tokenizer=tmp_path / "tokenizer"
+    )
+    published = compared(command=command).without_paths()
+    assert str(published.command) == "olmo3 compare a b --text text --tokenizer tokenizer"
+    assert (published.original, published.result) == ("a", "b")

@@ -5,6 +5,7 @@ checkpoint is named in one line.
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from conftest import TINY, random_model, save_checkpoint
 
 from olmo3_mlx import Olmo3, Olmo3Config, load
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.errors import CheckpointError, ConfigError, Olmo3Error, OptionError, TokenizerError
 
 TOKENS = mx.array([[5, 3, 8, 1, 127, 0, 64, 9, 9, 33, 2, 71, 18, 90, 100, 41, 7, 7, 12, 55]])
@@ -416,7 +418,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], type[Olmo3Error], tuple[str, ...]]
         shape_of(Q_NORM, mx.ones((4, 16))), CheckpointError, (Q_NORM, "[64]", "[4, 16]"),
     ),
     "whole-number weights": (
-        shape_of(UP, mx.zeros((96, 64), mx.int32)), CheckpointError, (UP, "float32", "int32"),
+        shape_of(UP, mx.zeros((96, 64), mx.int32)), CheckpointError, (UP, "F32", "I32"),
     ),
     "NaN": (not_finite(UP, float("nan")), CheckpointError, (UP, "NaN")),
     "an infinite weight": (not_finite(Q_NORM, float("inf")), CheckpointError, (Q_NORM, "infinite")),
@@ -591,7 +593,7 @@ def test_a_file_for_a_folder_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("model", ["demo", "folder"])
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder: Path, model: str) -> None:
-    with pytest.raises(CheckpointError, match=r"--revision step1000"):
+    with pytest.raises(CheckpointError, match=r"revision='step1000'"):
         load("demo" if model == "demo" else folder, revision="step1000")
 
 
@@ -604,3 +606,39 @@ def test_a_failed_load_leaves_the_checkpoint_as_it_was(folder: Path) -> None:
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
         p.name: p.read_bytes() for p in copy.iterdir()
     }
+
+
+def test_each_file_of_a_checkpoint_is_read_once(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's way read config.json twice and the headers three times."""
+    opened: list[str] = []
+    audited = True
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if audited and event == "open" and str(args[0]).startswith(str(tiny_checkpoint)):
+            opened.append(Path(str(args[0])).name)
+
+    sys.addaudithook(audit)  # for good: a hook cannot be taken back
+    loads: list[str] = []
+    read = mx.load
+    monkeypatch.setattr(mx, "load", lambda path: loads.append(Path(path).name) or read(path))
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    checkpoint.plan()
+    assert checkpoint.tokenizer is checkpoint.tokenizer
+    checkpoint.load()
+    audited = False
+    counts = {name: opened.count(name) for name in ("config.json", "tokenizer_config.json")}
+    assert counts == {"config.json": 1, "tokenizer_config.json": 1}
+    assert opened.count("model.safetensors") == 1  # its header; the data goes through MLX
+    assert loads == ["model.safetensors"]
+
+
+def test_what_the_headers_tell_is_refused_before_any_data_is_read(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tiny_checkpoint / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    monkeypatch.setattr(mx, "load", lambda path: pytest.fail(f"read {path}"))
+    with pytest.raises(CheckpointError, match="lacks"):
+        Checkpoint.open(tiny_checkpoint).load()

@@ -5,14 +5,16 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 from native_writer import run_config, write_native
 
+from convert import compare
 from olmo3_mlx.cli import main
+from olmo3_mlx.errors import Olmo3Error, OptionError
 
 CONFIG = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
 FEW = ("--tokens", 64, "--length", 32)
@@ -49,8 +51,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model = random_model(CONFIG)
     original = save_checkpoint(folder / "plain", CONFIG, model.tensors())
     nn.quantize(model, group_size=32, bits=4)
-    how = {"quantization": {"group_size": 32, "bits": 4}}
-    return original, save_checkpoint(folder / "4bit", {**CONFIG, **how}, model.tensors())
+    quantized = {"quantization": {"group_size": 32, "bits": 4}}
+    return original, save_checkpoint(folder / "4bit", {**CONFIG, **quantized}, model.tensors())
 
 
 def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Path, Path]) -> None:
@@ -78,10 +80,10 @@ def test_advice_is_of_groups_that_divide_what_was_left_out(
     olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """The width of TINY's feed-forward is 96, which 64 does not divide and 32 does."""
-    words = "--group-size 32 with more bits: 32 divides the inputs of down_proj too"
+    message = "--group-size 32 with more bits: 32 divides the inputs of down_proj too"
     done = olmo3("convert", pair[0], tmp_path / "2bit", "--bits", 2)
-    assert words in done.err.replace("`", "")
-    assert words in olmo3("compare", pair[0], tmp_path / "2bit", *FEW).out
+    assert message in done.err.replace("`", "")
+    assert message in olmo3("compare", pair[0], tmp_path / "2bit", *FEW).out
     done = olmo3("convert", pair[0], tmp_path / "even", "--bits", 2, "--group-size", 32)
     assert "divides" not in done.err
 
@@ -135,20 +137,20 @@ def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple
 def test_a_card_tells_nothing_of_where_on_the_disk_it_was_made(
     olmo3: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     monkeypatch.chdir(tmp_path)
     Path("plain").symlink_to(pair[0])
     Path("text.txt").write_text("The rain had stopped before noon, and the road was dry again. " * 30)
-    source, words = tmp_path / "plain", ("--text", tmp_path / "text.txt", "--tokenizer", pair[0])
-    assert olmo3("convert", source, tmp_path / "made", "--group-size", 32, *words).code == 0
+    source, options = tmp_path / "plain", ("--text", tmp_path / "text.txt", "--tokenizer", pair[0])
+    assert olmo3("convert", source, tmp_path / "result", "--group-size", 32, *options).code == 0
     Path("card").mkdir()
-    done = olmo3("compare", source, tmp_path / "made", *words, *FEW, "--card", "card")
-    assert f"{source} → {tmp_path / 'made'}" in done.out
-    for file in [*Path("made").iterdir(), *Path("card").iterdir()]:
+    done = olmo3("compare", source, tmp_path / "result", *options, *FEW, "--card", "card")
+    assert f"{source} → {tmp_path / 'result'}" in done.out
+    for file in [*Path("result").iterdir(), *Path("card").iterdir()]:
         for place in (tmp_path, pair[0].parent):
             assert str(place).encode() not in file.read_bytes(), file
-    figures = json.loads(Path("made", "quality.json").read_text())
-    assert (figures["original"], figures["result"]) == ("plain", "made")
+    figures = json.loads(Path("result", "quality.json").read_text())
+    assert (figures["original"], figures["result"]) == ("plain", "result")
     again = json.loads(olmo3(*shlex.split(figures["command"])[1:], "--json").out)
     assert (again["kl_mean"], again["text"]) == (figures["kl_mean"], figures["text"])
 
@@ -163,8 +165,8 @@ def test_stages_of_training_whose_tags_have_other_names_can_be_compared(
     file.write_text(text.replace("<|im_end|>", "<|renamed|>"))
     assert olmo3("compare", pair[0], stage, *FEW).code == 0
     other = json.loads(text)
-    words = other["model"]["vocab"]
-    words["Ġthe"], words["Ġof"] = words["Ġof"], words["Ġthe"]
+    vocabulary = other["model"]["vocab"]
+    vocabulary["Ġthe"], vocabulary["Ġof"] = vocabulary["Ġof"], vocabulary["Ġthe"]
     file.write_text(json.dumps(other))
     done = olmo3("compare", pair[0], stage, *FEW)
     assert (done.code, done.out) == (2, "")
@@ -195,7 +197,7 @@ def test_another_tokenizer_is_taken_instead_of_the_originals(
 def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
     olmo3: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     native = write_native(tmp_path / "step1", run_config(CONFIG, 8192), random_model(CONFIG).tensors())
     done = olmo3("convert", native, tmp_path / "dest", "--group-size", 32, "--tokenizer", "demo")
     assert done.code == 0
@@ -246,7 +248,7 @@ def test_a_token_of_the_text_outside_the_vocabulary_is_refused(olmo3: Run, tmp_p
     small = save_checkpoint(tmp_path / "small", {**TINY}, random_model(TINY).tensors())
     done = olmo3("compare", small, small, *FEW)
     assert done.code == 1
-    assert "token ids must lie in 0 to 127" in done.err
+    assert "is outside the model's vocabulary of 128" in done.err
 
 
 def test_nothing_of_the_card_is_left_if_it_is_not_asked_for(
@@ -256,3 +258,41 @@ def test_nothing_of_the_card_is_left_if_it_is_not_asked_for(
     assert olmo3("compare", *pair, *FEW).code == 0
     assert not list(tmp_path.iterdir())
     assert not [path for folder in pair for path in folder.glob("*uality*")]
+
+
+# from Python
+
+
+def test_two_checkpoints_are_compared_from_python(
+    pair: tuple[Path, Path], tmp_path: Path, olmo3: Run
+) -> None:
+    seen: list[tuple[int, int]] = []
+    comparison = compare(
+        *pair, tokens=64, length=32, card=tmp_path / "card", progress=lambda *counts: seen.append(counts)
+    )
+    assert (comparison.original, comparison.result) == tuple(map(str, pair))
+    assert comparison.verdict in ("good", "fair", "poor")
+    assert comparison.quality.tokens == 62
+    assert not comparison.flattered
+    assert seen[-1][0] == seen[-1][1]
+    assert json.loads(json.dumps(comparison.figures())) == json.loads(
+        olmo3("compare", *pair, *FEW, "--json").out
+    )
+    figures = json.loads((tmp_path / "card" / "quality.json").read_text())
+    assert figures == json.loads(json.dumps(comparison.without_paths().figures()))
+    assert figures["command"] == "olmo3 compare plain 4bit --tokens 64 --length 32"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"tokens": 1}, OptionError, r"^tokens must be at least 2, not 1$"),
+        ({"card": __file__}, OptionError, r"^card='.*test_compare\.py': expected a folder$"),
+        ({"revision_a": "main"}, Olmo3Error, "is a folder here"),
+    ],
+)
+def test_the_library_says_what_cannot_be_compared_in_its_own_language(
+    pair: tuple[Path, Path], options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        compare(*pair, **options)

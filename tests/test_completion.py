@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from olmo3_mlx import (
+    CacheOptions,
     Completion,
     ConfigError,
     GenerationConfig,
@@ -57,8 +58,9 @@ class ScriptedModel:
     def config(self) -> SimpleNamespace:
         return SimpleNamespace(vocab_size=8192, max_position_embeddings=self.context)
 
-    def make_caches(self, rewind: int = 512) -> list[KVCache | RotatingKVCache]:
-        return [KVCache(), RotatingKVCache(self.window, rewind if self.rewind is None else self.rewind)]
+    def make_caches(self, options: CacheOptions | None = None) -> list[KVCache | RotatingKVCache]:
+        rewind = (options or CacheOptions()).rewind if self.rewind is None else self.rewind
+        return [KVCache(), RotatingKVCache(self.window, rewind)]
 
     def __call__(
         self,
@@ -148,8 +150,9 @@ def test_the_demo_answers_a_conversation(demo: tuple[Olmo3, Tokenizer]) -> None:
 def test_the_pieces_of_a_stream_together_are_what_generate_returns(
     demo: tuple[Olmo3, Tokenizer], options: dict[str, Any]
 ) -> None:
-    whole = generate(*demo, "What is 3 + 4?", max_tokens=12, **options)
-    pieces = list(stream(*demo, "What is 3 + 4?", max_tokens=12, **options))
+    messages = [{"role": "system", "content": "Hi."}, {"role": "user", "content": "What is 3 + 4?"}]
+    whole = generate(*demo, messages, max_tokens=12, **options)
+    pieces = list(stream(*demo, messages, max_tokens=12, **options))
     assert text_of(pieces) == whole.text
     assert tuple(i for piece in pieces for i in piece.token_ids) == whole.token_ids
     assert [piece.generation_tokens for piece in pieces] == list(range(1, len(whole.token_ids) + 1))

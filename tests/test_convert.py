@@ -560,7 +560,9 @@ def test_a_destination_that_appears_meanwhile_is_left_alone(source: Path, dest: 
         dest.mkdir(exist_ok=True)
         (dest / "precious").write_text("mine")
 
-    with pytest.raises(ConvertError, match="has appeared meanwhile; move it away, then go on with --resume"):
+    with pytest.raises(
+        ConvertError, match="has appeared meanwhile; move it away, then go on with resume=True"
+    ):
         to_mlx(source, dest, progress=occupy)
     assert [path.name for path in dest.iterdir()] == ["precious"]
     dest.rename(dest.with_name("away"))
@@ -585,7 +587,7 @@ def test_a_quantized_source_whose_config_does_not_say_so_is_refused(source: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"bits": 7}, "bits must be one of .*not 7"),
         ({"bits": 0}, "bits must be one of .*not 0"),
@@ -594,9 +596,9 @@ def test_a_quantized_source_whose_config_does_not_say_so_is_refused(source: Path
     ],
 )
 def test_options_that_do_not_exist_are_refused(
-    source: Path, dest: Path, options: dict[str, Any], words: str
+    source: Path, dest: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(OptionError, match=words):
+    with pytest.raises(OptionError, match=message):
         to_mlx(source, dest, **options)
     assert beside(dest) == []
 
@@ -664,10 +666,10 @@ def test_a_card_that_cannot_be_written_costs_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         return replace_file(path, write)
 
-    monkeypatch.setattr("convert.card.page.replace_file", full)
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.card.quality_card.replace_file", full)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     report = to_mlx(source, dest, card=True)
-    assert report.no_card == "quality-kl.png could not be written: No space left on device"
+    assert str(report.no_card) == "quality-kl.png could not be written: No space left on device"
     assert report.quality is not None
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
     again = dest.with_name("again")
@@ -716,8 +718,8 @@ def test_after_a_disk_that_filled_up_the_work_goes_on(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    words = r"could not write .*dest: No space left on device; make room, then go on with --resume"
-    with monkeypatch.context() as patch, pytest.raises(ConvertError, match=words):
+    message = r"could not write .*dest: No space left on device; make room, then go on with resume=True"
+    with monkeypatch.context() as patch, pytest.raises(ConvertError, match=message):
         patch.setattr("convert.conversion.write_model_card", full)
         to_mlx(source, dest)
     assert beside(dest) == [".dest.unfinished"]
@@ -735,29 +737,29 @@ from convert import convert as to_mlx
 from olmo3_mlx.errors import ConvertError
 
 convert.writer.layout.SHARD_BYTES = 30_000
-source, dest, how = sys.argv[1:]
+source, dest, way = sys.argv[1:]
 count = 0
 
 def struck(done, total):
     global count
     count += 1
     if count == 20:
-        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGKILL if way == "kill" else signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
-if how == "limit":
+if way == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    to_mlx(source, dest, **({} if how == "limit" else {"progress": struck}))
+    to_mlx(source, dest, **({} if way == "limit" else {"progress": struck}))
 except ConvertError as error:
     sys.exit(str(error))
 """
 
 
-def run_script(source: Path, dest: Path, how: str) -> "subprocess.CompletedProcess[str]":
+def run_script(source: Path, dest: Path, way: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(source), str(dest), how],
+        [sys.executable, "-c", SCRIPT, str(source), str(dest), way],
         capture_output=True,
         text=True,
         check=False,
@@ -768,19 +770,19 @@ def run_script(source: Path, dest: Path, how: str) -> "subprocess.CompletedProce
 def test_a_file_that_cannot_grow_is_said_in_one_line(source: Path, dest: Path) -> None:
     done = run_script(source, dest, "limit")
     assert done.returncode == 1
-    assert re.match(r"could not write .*dest: File too large; go on with --resume", done.stderr)
+    assert re.match(r"could not write .*dest: File too large; go on with resume=True", done.stderr)
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("how", ["interrupt", "kill"])
+@pytest.mark.parametrize("way", ["interrupt", "kill"])
 def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(
-    source: Path, dest: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    source: Path, dest: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = signal.SIGINT if how == "interrupt" else signal.SIGKILL
-    assert run_script(source, dest, how).returncode == -stopped
+    stopped = signal.SIGINT if way == "interrupt" else signal.SIGKILL
+    assert run_script(source, dest, way).returncode == -stopped
     assert beside(dest) == [".dest.unfinished"]
     monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
-    with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with --resume"):
+    with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with resume=True"):
         to_mlx(source, dest)
     (dest.parent / ".dest.unfinished" / ".unfinished-x.png").write_bytes(b"of a card")
     written: list[int] = []
@@ -834,12 +836,25 @@ def test_what_a_stopped_conversion_left_is_not_trusted(
 def test_another_conversion_does_not_go_on_with_what_one_left(source: Path, dest: Path) -> None:
     assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
     before = sorted(path.read_bytes() for path in (dest.parent / ".dest.unfinished").iterdir())
-    words = (
-        r"is another one \(it was begun with --bits=4, not --bits=8 --dtype=float16\): finish it as it was"
+    message = (
+        r"is another one \(it was begun with bits=4, not bits=8 and dtype='float16'\): finish it as it was"
     )
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(ConvertError, match=message):
         to_mlx(source, dest, bits=8, dtype="float16", resume=True)
     assert sorted(path.read_bytes() for path in (dest.parent / ".dest.unfinished").iterdir()) == before
+
+
+def test_what_an_earlier_version_wrote_of_the_options_is_told_as_it_is(source: Path, dest: Path) -> None:
+    assert run_script(source, dest, "kill").returncode == -signal.SIGKILL
+    journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
+    first, *records = journal.read_text().splitlines(keepends=True)
+    older = json.dumps({**json.loads(first), "options": "--bits=4"}) + "\n"
+    journal.write_text("".join([older, *records]))
+    with pytest.raises(ConvertError, match=r"\(it was begun with --bits=4, not bits=8\): "):
+        to_mlx(source, dest, bits=8, resume=True)
+    os.utime(source / "model.safetensors", ns=(1, 1))
+    with pytest.raises(ConvertError, match=r"another one \(SOURCE is another or has changed\): "):
+        to_mlx(source, dest, resume=True)
 
 
 def test_a_conversion_does_not_go_on_with_another_tokenizer(
@@ -849,8 +864,8 @@ def test_a_conversion_does_not_go_on_with_another_tokenizer(
     monkeypatch.setattr(convert.writer.layout, "SHARD_BYTES", 30_000)
     shutil.copytree(source, tmp_path / "other")
     (tmp_path / "other" / "chat_template.jinja").write_text("{{ 'another' }}")
-    words = r"is another one \(it was begun with --bits=4, not --bits=4 --tokenizer=.*other\): "
-    with pytest.raises(ConvertError, match=words):
+    message = r"is another one \(it was begun with bits=4, not bits=4 and tokenizer=.*other'\): "
+    with pytest.raises(ConvertError, match=message):
         to_mlx(source, dest, tokenizer=tmp_path / "other", resume=True)
 
 
@@ -873,7 +888,7 @@ def test_what_lies_in_an_unfinished_folder_without_a_journal_does_not_get_into_t
 def test_a_card_that_was_written_before_a_stop_does_not_get_into_a_result_without_one(
     source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     stop_at("convert.conversion.write_model_card", monkeypatch, lambda: to_mlx(source, dest, card=True))
     assert (dest.parent / ".dest.unfinished" / "QUALITY.md").exists()
     to_mlx(source, dest, card=False, resume=True)
@@ -972,6 +987,21 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed(
     assert beside(dest) == []
 
 
+@pytest.fixture(scope="module")
+def almost_done(even: Tensors, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source, and what becomes of it; beside that `.dest.unfinished`, which lacks nothing but its name."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path_factory.mktemp("almost_done")
+    source = save_checkpoint(folder / "from" / "source", EVEN, even)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConvertError, match="go on with resume=True"):
+        patch.setattr("convert.conversion.write_model_card", full)
+        to_mlx(source, folder / "dest")
+    return source, to_mlx_elsewhere(source, folder / "dest").rename(folder / "whole")
+
+
 RECORD = {"weight": "model.norm.weight", "sums": {"model.norm.weight": "0" * 64}}
 
 
@@ -997,14 +1027,10 @@ RECORD = {"weight": "model.norm.weight", "sums": {"model.norm.weight": "0" * 64}
 )
 @pytest.mark.parametrize("place", ["first", "second", "last"])
 def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
-    source: Path, dest: Path, line: str, place: str, monkeypatch: pytest.MonkeyPatch
+    almost_done: tuple[Path, Path], dest: Path, line: str, place: str
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
-        patch.setattr("convert.conversion.write_model_card", full)
-        to_mlx(source, dest)
+    source, whole = almost_done
+    shutil.copytree(whole.parent / ".dest.unfinished", dest.parent / ".dest.unfinished")
     journal = dest.parent / ".dest.unfinished" / "journal.jsonl"
     lines = journal.read_text().splitlines()
     at = {"first": 0, "second": 1, "last": len(lines)}[place]
@@ -1015,11 +1041,11 @@ def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
         assert "is another one" in str(error)
         assert (place, line[0]) == ("first", "{")
         return
-    assert_same_files(dest, to_mlx_elsewhere(source, dest))
+    assert_same_files(dest, whole)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("~nosuchuser/dest", "~nosuchuser/dest is no place to write to"),
         ("made/" + "x" * 250, "File name too long .*: choose a shorter one"),
@@ -1030,10 +1056,10 @@ def test_a_journal_with_a_line_that_it_never_wrote_costs_work_at_worst(
     ids=["no such user", "almost too long", "too long", "a long parent", "null"],
 )
 def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left(
-    source: Path, dest: Path, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+    source: Path, dest: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(dest.parent)
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(ConvertError, match=message):
         to_mlx(source, name)
     assert beside(dest) == []
 
@@ -1043,8 +1069,8 @@ def test_a_destination_in_the_home_folder_is_uploaded_from_there(
 ) -> None:
     uploaded: list[Path] = []
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(convert, "check_upload", lambda repo: None)
-    monkeypatch.setattr(convert, "upload", lambda folder, repo, stage: uploaded.append(folder))
+    monkeypatch.setattr(convert.converting, "check_login", lambda repo: None)
+    monkeypatch.setattr(convert.converting, "upload", lambda folder, repo, stage: uploaded.append(folder))
     to_mlx(source, "~/mlx", upload_to="you/mlx")
     assert uploaded == [tmp_path / "mlx"]
     assert (tmp_path / "mlx" / "config.json").is_file()

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,10 @@ import sys
 from pathlib import Path
 from olmo3_mlx.durable import replace_file
 path = Path(sys.argv[1])
-print("ready", flush=True)
 n = 0
 while True:
     replace_file(path, lambda new: new.write_text(str(n % 10) * 200_000) and None)
+    print("written", flush=True)
     n += 1
 """
 
@@ -137,12 +136,11 @@ def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path) -> N
         command = [sys.executable, "-c", KILLED, str(path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(0.03 + 0.017 * attempt)
+        for _ in range(1 + 2 * attempt):
+            assert process.stdout.readline() == b"written\n"
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        if path.exists():
-            text = path.read_text()
-            assert len(text) == 200_000
-            assert len(set(text)) == 1
+        text = path.read_text()
+        assert len(text) == 200_000
+        assert len(set(text)) == 1

@@ -17,10 +17,10 @@ from olmo3_mlx.quantization import Quantization
 def test_an_embedding_fitted_to_the_rest_of_the_model_costs_less(tmp_path: Path) -> None:
     source = a_source(tmp_path / "a")
     weight = Layers(source).weight("model.embed_tokens.weight")
-    how = Quantization(3, 32)
+    scheme = Quantization(3, 32)
     hessian = embedding_hessian(source, a_text(16))
-    fitted = quantized(weight, Metric.of(hessian), how, mx.bfloat16).dense()
-    plain = searched(weight, mx.ones(weight.shape[1]), how, mx.bfloat16).dense()
+    fitted = quantized(weight, Metric.of(hessian), scheme, mx.bfloat16).dense()
+    plain = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()
     unseen = a_text(8, seed=9)
     cost, before = (kl(source, {"model.embed_tokens.weight": w}, unseen) for w in (fitted, plain))
     assert cost < 0.9 * before
@@ -45,7 +45,7 @@ def test_sequences_go_back_one_by_one_as_attention_in_pieces_has_no_gradient(
     source, text = a_source(tmp_path / "a"), a_text(4)
     whole = embedding_hessian(source, text)
     one = source.config.num_attention_heads * text.shape[1] ** 2 * 4  # bytes of its scores
-    monkeypatch.setattr("olmo3_mlx.caches.attention._BLOCK_BYTES", one)
+    monkeypatch.setattr("olmo3_mlx.caches.attention.SCORES_BYTES", one)
     assert mx.allclose(embedding_hessian(source, text), whole, rtol=1e-4, atol=1e-6)
 
 

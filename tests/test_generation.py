@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from olmo3_mlx import KVCache, Olmo3, OptionError, PromptError
+from olmo3_mlx import CacheOptions, KVCache, Olmo3, OptionError, PromptError
 from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.generation.loop import check_prompt, decode, prefill
 from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
@@ -37,7 +37,7 @@ class Counting:
         following = (tokens[:, -(logits_to_keep or 0) :] + 1) % self.vocabulary
         return (mx.arange(self.vocabulary) == following[..., None]).astype(mx.float32)
 
-    def make_caches(self) -> list[Cache]:
+    def make_caches(self, options: CacheOptions | None = None) -> list[Cache]:
         return [KVCache()]
 
 

@@ -10,7 +10,8 @@ import pytest
 from fake_hub import COMMITS, INDEX, JUNK, FakeHub, shard
 
 from olmo3_mlx import CheckpointError, ConfigError, HubError, generate, load
-from olmo3_mlx.checkpoints.hub import DEMO, resolve, weight_files
+from olmo3_mlx.checkpoints.files import weight_files
+from olmo3_mlx.checkpoints.names import DEMO, resolve
 
 
 def names_in(folder: Path) -> set[str]:

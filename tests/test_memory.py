@@ -1,7 +1,7 @@
 """Memory figures against what MLX reports; plans that fit, refusals that name what would; the watch."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from olmo3_mlx import Olmo3, Olmo3Config, load, working_space
+from olmo3_mlx import Olmo3, Olmo3Config, load
 from olmo3_mlx.caches.cache import Cache
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.caches.options import CacheOptions
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
+from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.errors import CheckpointError, MemoryFitError, OptionError
-from olmo3_mlx.memory.machine import MemoryWatch, little_kept, machine_bytes, wired
+from olmo3_mlx.memory import working_space
+from olmo3_mlx.memory.machine import MemoryWatch, machine_bytes, small_buffer_pool, wired
 from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, plan
-from olmo3_mlx.memory.sizes import cache_bytes, stored_itemsize, stored_weight_bytes, weight_bytes
+from olmo3_mlx.memory.sizes import cache_bytes, weight_bytes
 from olmo3_mlx.memory.working_space import working_bytes
 from olmo3_mlx.published import SIZES
 
@@ -49,7 +52,7 @@ def fill(caches: list[Cache], config: Olmo3Config, tokens: int, dtype: mx.Dtype,
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {},
         {"kv_bits": 8},
@@ -59,26 +62,29 @@ def fill(caches: list[Cache], config: Olmo3Config, tokens: int, dtype: mx.Dtype,
         {"kv_bits": 8, "kv_start": 300},
     ],
 )
-def test_cache_bytes_are_those_of_real_caches_to_the_byte(how: dict[str, Any], dtype: mx.Dtype) -> None:
+def test_cache_bytes_are_those_of_real_caches_to_the_byte(options: dict[str, Any], dtype: mx.Dtype) -> None:
     config = sized(hidden=256, layers=5, kv=2, window=100)
+    growing = Olmo3(config).make_caches(**options)
     for tokens in (1, 256, 257, 300, 301, 611, 612, 739, 740, 1500):
-        for chunk in (64, 2048):
-            caches = Olmo3(config).make_caches(**how)
-            fill(caches, config, tokens, dtype, chunk)
+        for chunk, caches in ((64, growing), (2048, Olmo3(config).make_caches(**options))):
+            fill(caches, config, tokens - caches[0].offset, dtype, chunk)
             held = sum(array.nbytes for cache in caches for array in cache.state)
-            assert cache_bytes(config, tokens, itemsize=dtype.size, **how) == held, (tokens, chunk)
-    assert cache_bytes(config, 0, **how) == 0
+            assert cache_bytes(config, tokens, CacheOptions.of(**options), itemsize=dtype.size) == held, (
+                tokens,
+                chunk,
+            )
+    assert cache_bytes(config, 0, CacheOptions.of(**options)) == 0
 
 
 def test_the_caches_of_the_7b_at_16k_keep_what_is_promised() -> None:
-    assert cache_bytes(SEVEN, 16384, kv_bits=8) <= 1.9 * GIB
-    assert cache_bytes(SEVEN, 16384, kv_bits=4) <= 1.1 * GIB
+    assert cache_bytes(SEVEN, 16384, CacheOptions(8)) <= 1.9 * GIB
+    assert cache_bytes(SEVEN, 16384, CacheOptions(4)) <= 1.1 * GIB
 
 
 @pytest.mark.parametrize("wrong", [{"kv_bits": 5}, {"kv_bits": 8, "kv_group_size": 48}, {"rewind": -1}])
 def test_cache_bytes_refuse_what_make_caches_refuses(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
-        cache_bytes(SEVEN, 100, **wrong)
+        cache_bytes(SEVEN, 100, CacheOptions.of(**wrong))
 
 
 # Weights
@@ -93,19 +99,19 @@ def test_stored_weights_take_what_they_take_when_loaded(tmp_path: Path, dtype: m
     model = random_model({**TINY, "vocab_size": 8192})
     tensors = {name: array.astype(dtype) for name, array in model.tensors().items()}
     folder = save_checkpoint(tmp_path, {**TINY, "vocab_size": 8192}, tensors)
-    assert stored_weight_bytes(folder) == loaded_bytes(folder)
-    assert stored_weight_bytes(folder, mx.bfloat16) == loaded_bytes(folder, dtype="bfloat16")
-    assert stored_itemsize(folder) == load(folder)[0].model.norm.weight.dtype.size
+    assert Checkpoint.in_folder(folder).weight_bytes() == loaded_bytes(folder)
+    assert Checkpoint.in_folder(folder).weight_bytes(mx.bfloat16) == loaded_bytes(folder, dtype="bfloat16")
+    assert Checkpoint.in_folder(folder).itemsize() == load(folder)[0].model.norm.weight.dtype.size
 
 
 def test_quantized_stored_weights_count_what_the_cpu_backend_widens() -> None:
-    assert stored_weight_bytes(DEMO) == loaded_bytes(DEMO)
-    assert stored_itemsize(DEMO) == load(DEMO)[0].model.norm.weight.dtype.size
-    assert stored_itemsize(DEMO, mx.bfloat16) == 2
+    assert Checkpoint.in_folder(DEMO).weight_bytes() == loaded_bytes(DEMO)
+    assert Checkpoint.in_folder(DEMO).itemsize() == load(DEMO)[0].model.norm.weight.dtype.size
+    assert Checkpoint.in_folder(DEMO).itemsize(mx.bfloat16) == 2
 
 
 def test_the_lab_checkpoints_take_what_they_say(lab: Path) -> None:
-    assert stored_weight_bytes(lab) == loaded_bytes(lab)
+    assert Checkpoint.in_folder(lab).weight_bytes() == loaded_bytes(lab)
 
 
 def test_weights_that_are_cut_short_are_refused_before_they_are_counted(tmp_path: Path) -> None:
@@ -113,27 +119,44 @@ def test_weights_that_are_cut_short_are_refused_before_they_are_counted(tmp_path
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError):
-        stored_weight_bytes(folder)
+        Checkpoint.in_folder(folder).weight_bytes()
 
 
 # Working space
 
 
-def peak(config: Olmo3Config, chunk: int, held: int, kv_bits: int | None, dtype: mx.Dtype) -> int:
-    """Bytes that a pass needs beside the weights and the caches as they are after it."""
+def peaks(config: Olmo3Config, chunk: int, held: int, kv_bits: int | None, dtype: mx.Dtype) -> Iterator[int]:
+    """Bytes that a pass needs beside the weights and the caches as they are after it, of a few passes.
+
+    MLX allocates ahead of what it runs, for up to ten operations. On a busy machine it may be that the one
+    who runs them keeps up, and a pass takes less than it can: the estimate is of what it takes at most.
+    """
     model = Olmo3(config)
     model.set_dtype(dtype)
     mx.eval(model.parameters())
-    caches = model.make_caches(kv_bits=kv_bits)
-    fill(caches, config, held, dtype)
-    gc.collect()  # what earlier tests left would go while this is measured
-    mx.synchronize()
-    mx.clear_cache()
-    before = mx.get_active_memory() - sum(cache.nbytes for cache in caches)
-    mx.reset_peak_memory()
-    logits = model(mx.zeros((1, chunk), mx.int32), caches, logits_to_keep=1)
-    mx.eval([cache.state for cache in caches], mx.softmax(logits.astype(mx.float32)))
-    return mx.get_peak_memory() - before - sum(cache.nbytes for cache in caches)
+    for _ in range(8):
+        caches = model.make_caches(kv_bits=kv_bits)
+        fill(caches, config, held, dtype)
+        gc.collect()  # what earlier tests left would go while this is measured
+        mx.synchronize()
+        mx.clear_cache()
+        before = mx.get_active_memory() - sum(cache.nbytes for cache in caches)
+        mx.reset_peak_memory()
+        logits = model(mx.zeros((1, chunk), mx.int32), caches, logits_to_keep=1)
+        mx.eval([cache.state for cache in caches], mx.softmax(logits.astype(mx.float32)))
+        del logits
+        yield mx.get_peak_memory() - before - sum(cache.nbytes for cache in caches)
+
+
+def largest(found: Iterator[int], enough: float, at_most: int) -> int:
+    """The largest peak, looked for until one is `enough`; no peak at all may be above `at_most`."""
+    most = 0
+    for one in found:
+        assert one <= at_most, at_most / one
+        most = max(most, one)
+        if most >= enough:
+            break
+    return most
 
 
 on_cpu = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="was fitted to the CPU")
@@ -157,9 +180,9 @@ def test_working_space_is_estimated_from_above_and_within_a_factor(
     shape: dict[str, int], kv_bits: int | None, chunk: int, held: int, dtype: mx.Dtype
 ) -> None:
     config = sized(**shape)
-    measured = peak(config, chunk, held, kv_bits, dtype)
-    estimate = working_bytes(config, chunk, held + chunk, kv_bits=kv_bits, itemsize=dtype.size)
-    assert measured <= estimate <= 2.2 * measured, estimate / measured
+    estimate = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=dtype.size)
+    measured = largest(peaks(config, chunk, held, kv_bits, dtype), estimate / 2.2, at_most=estimate)
+    assert estimate <= 2.2 * measured, estimate / measured
 
 
 def without(count: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -195,10 +218,10 @@ def test_every_term_of_the_working_space_is_needed(
 ) -> None:
     config = sized(**shape)
     kv_bits, chunk, held = how
-    measured = peak(config, chunk, held, kv_bits, mx.float32)
-    assert measured <= working_bytes(config, chunk, held + chunk, kv_bits=kv_bits, itemsize=4)
+    estimate = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
     without(term)(monkeypatch)
-    assert measured > working_bytes(config, chunk, held + chunk, kv_bits=kv_bits, itemsize=4)
+    less = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), itemsize=4)
+    assert largest(peaks(config, chunk, held, kv_bits, mx.float32), less + 1, at_most=estimate) > less
 
 
 def test_working_space_on_a_gpu_is_above_what_was_measured_there() -> None:
@@ -223,7 +246,7 @@ def test_working_space_on_a_gpu_is_above_what_was_measured_there() -> None:
         (8, 2048, 30000): 1486,
     }
     for (kv_bits, chunk, held), mib in measured.items():
-        estimate = working_bytes(config, chunk, held + chunk, kv_bits=kv_bits, on_gpu=True) / 2**20
+        estimate = working_bytes(config, chunk, held + chunk, CacheOptions(kv_bits), on_gpu=True) / 2**20
         assert mib <= estimate, (kv_bits, chunk, held, estimate)
         assert chunk < 2048 or estimate <= 3.1 * mib, (kv_bits, chunk, held, estimate)
 
@@ -250,13 +273,15 @@ def test_the_default_context_is_the_models_where_there_is_room() -> None:
 def test_quantized_caches_make_room_for_more_tokens() -> None:
     weights = weight_bytes(SEVEN, 4)
     fit = MemoryFit(SEVEN, machine=8 * GIB, chunk=8)  # few enough not to unpack any
-    assert fit.largest(weights) < fit.largest(weights, 8) < fit.largest(weights, 4)
+    assert (
+        fit.largest(weights) < fit.largest(weights, CacheOptions(8)) < fit.largest(weights, CacheOptions(4))
+    )
 
 
 def test_what_fits_grows_with_the_machine_and_what_it_takes_grows_with_the_context() -> None:
     for kv_bits, start in ((None, 0), (8, 0), (4, 3000)):
-        fit = MemoryFit(SEVEN, machine=8 * GIB, kv_start=start)
-        totals = [fit.at(0, context, kv_bits).total for context in (1, 500, 2999, 3001, 5000, 20000, 65536)]
+        fit, options = MemoryFit(SEVEN, machine=8 * GIB), CacheOptions(kv_bits, start=start)
+        totals = [fit.at(0, context, options).total for context in (1, 500, 2999, 3001, 5000, 20000, 65536)]
         assert totals == sorted(totals)
 
 
@@ -268,23 +293,23 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers_and_what_would(
     assert message.startswith("a context of 65,536 tokens needs 1")
     for part in ("weights 7.22 GiB", "caches 9.73 GiB", "working space", "there are 16.00 GiB"):
         assert part in message
-    context = int(message.partition("--context ")[2].partition(",")[0])
+    context = int(message.partition("context=")[2].partition(",")[0])
     assert plan(SEVEN, weight_bytes(SEVEN, 8), context=context, machine=16 * GIB, chunk=64).fits
-    assert "or --kv-bits 8, or weights of 4 bits" in message
+    assert "or kv_bits=8, or weights of 4 bits" in message
 
 
 def test_a_refusal_names_kv_bits_4_where_8_are_too_many() -> None:
     weights = weight_bytes(SEVEN, 4)
-    machine = MemoryFit(SEVEN, chunk=32).at(weights, 65536, 4).total
-    with pytest.raises(MemoryFitError, match=r" caches .* or --kv-bits 4$"):
+    machine = MemoryFit(SEVEN, chunk=32).at(weights, 65536, CacheOptions(4)).total
+    with pytest.raises(MemoryFitError, match=r" caches .* or kv_bits=4$"):
         plan(SEVEN, weights, context=65536, machine=machine, chunk=32)
-    with pytest.raises(MemoryFitError, match=r"8-bit caches .* or --kv-bits 4$"):
+    with pytest.raises(MemoryFitError, match=r"8-bit caches .* or kv_bits=4$"):
         plan(SEVEN, weights, context=65536, kv_bits=8, machine=machine, chunk=32)
 
 
 def test_a_refusal_names_both_where_only_smaller_weights_and_caches_fit_together() -> None:
-    machine = MemoryFit(SEVEN, chunk=32).at(weight_bytes(SEVEN, 4), 65536, 4).total
-    with pytest.raises(MemoryFitError, match="what fits is weights of 4 bits with --kv-bits 4"):
+    machine = MemoryFit(SEVEN, chunk=32).at(weight_bytes(SEVEN, 4), 65536, CacheOptions(4)).total
+    with pytest.raises(MemoryFitError, match="what fits is weights of 4 bits with kv_bits=4"):
         plan(SEVEN, weight_bytes(SEVEN), context=65536, machine=machine, chunk=32)
 
 
@@ -300,7 +325,7 @@ def test_a_head_that_cannot_be_quantized_is_never_advised_to_be() -> None:
     whole = MemoryFit(config).at(0, 60000).total
     with pytest.raises(MemoryFitError) as caught:
         plan(config, 0, context=60000, machine=whole - 1)
-    assert "--kv-bits" not in str(caught.value)
+    assert "kv_bits" not in str(caught.value)
 
 
 @pytest.mark.parametrize("context", [0, -1, True, 1.5, "512", 65537])
@@ -367,7 +392,7 @@ class FakeMetal:
 def test_little_is_kept_only_as_long_as_asked(usual: int, within: int) -> None:
     before = mx.set_cache_limit(usual)
     try:
-        with pytest.raises(KeyError), little_kept():
+        with pytest.raises(KeyError), small_buffer_pool():
             assert mx.set_cache_limit(within) == within
             raise KeyError
         assert mx.set_cache_limit(before) == usual

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from convert import convert as to_mlx
-from convert.upload import check_upload
+from convert.writer.upload import check_login
 from olmo3_mlx import HubError
 
 CHAT = "{{ messages[0].content }}"
@@ -125,7 +125,7 @@ def test_the_card_lists_what_is_not_quantized_and_why(even: Path, tmp_path: Path
 def test_a_dequantized_model_does_not_pass_for_the_original(
     even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.planning._TOKENS", 64)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     source = cached_with(even, tmp_path, "license: mit")
     to_mlx(source, tmp_path / "small", bits=3)
     for card in (True, False):
@@ -156,7 +156,7 @@ def test_the_commands_on_the_card_hold_names_with_spaces_and_quotes(even: Path, 
     to_mlx(even, tmp_path / "sp ace'q")
     text = (tmp_path / "sp ace'q" / "README.md").read_text()
     commands = [shlex.split(line) for line in text.splitlines() if " --model " in line]
-    assert [words[words.index("--model") + 1] for words in commands] == ["sp ace'q"] * 2
+    assert [message[message.index("--model") + 1] for message in commands] == ["sp ace'q"] * 2
 
 
 def test_the_card_says_which_layers_and_stays_short_for_many(tmp_path: Path) -> None:
@@ -267,8 +267,10 @@ def test_an_upload_that_fails_keeps_the_result_and_says_how_to_go_on(
     api: FakeApi, even: Path, tmp_path: Path
 ) -> None:
     api.error["upload_folder"] = OSError("connection lost")
-    words = r"the upload failed \(connection lost\): .*dest is complete, `hf upload you/olmo3-4bit .*dest \.`"
-    with pytest.raises(HubError, match=words):
+    message = (
+        r"the upload failed \(connection lost\): .*dest is complete, `hf upload you/olmo3-4bit .*dest \.`"
+    )
+    with pytest.raises(HubError, match=message):
         to_mlx(even, tmp_path / "dest", upload_to="you/olmo3-4bit")
     assert (tmp_path / "dest" / "model.safetensors").is_file()
 
@@ -276,4 +278,4 @@ def test_an_upload_that_fails_keeps_the_result_and_says_how_to_go_on(
 def test_a_hub_out_of_reach_is_said_before_the_work(api: FakeApi) -> None:
     api.error["whoami"] = OSError("no route")
     with pytest.raises(HubError, match=r"asking who is logged in failed \(no route\): check the network"):
-        check_upload("you/olmo3-4bit")
+        check_login("you/olmo3-4bit")

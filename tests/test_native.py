@@ -678,9 +678,9 @@ def test_a_native_checkpoint_converts_to_what_the_same_model_in_hugging_face_for
     native = write_native(tmp_path / "native", run_config(TINY, PADDED), tensors, by_axes(5, 2))
     cut = {name: t[: TINY["vocab_size"]] if t.shape[0] == PADDED else t for name, t in tensors.items()}
     config = open_native(native)[0]
-    words = save_checkpoint(tmp_path / "form", config, {n: t.astype(mx.bfloat16) for n, t in cut.items()})
-    convert(native, tmp_path / "a", group_size=32, tokenizer=words)
-    convert(words, tmp_path / "b", group_size=32)
+    message = save_checkpoint(tmp_path / "form", config, {n: t.astype(mx.bfloat16) for n, t in cut.items()})
+    convert(native, tmp_path / "a", group_size=32, tokenizer=message)
+    convert(message, tmp_path / "b", group_size=32)
     names = {path.name for path in (tmp_path / "b").iterdir()}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     assert "tokenizer.json" in names
@@ -709,7 +709,7 @@ def test_a_destination_inside_of_the_checkpoint_is_no_part_of_it(
         (folder / "older" / "weights").write_text("something else meanwhile")
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with --resume"):
+    with monkeypatch.context() as patch, pytest.raises(ConvertError, match="go on with resume=True"):
         patch.setattr("convert.conversion.write_model_card", full)
         convert(folder, folder / "mlx", bits=None)
     convert(folder, folder / "mlx", bits=None, resume=True)

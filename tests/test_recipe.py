@@ -63,7 +63,7 @@ def test_an_empty_file_is_the_usual_four_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "words"),
+    ("text", "error", "message"),
     [
         ("bits = ", OptionError, "is not TOML"),
         ("bits = 7", ConfigError, "bits must be one of"),
@@ -80,9 +80,9 @@ def test_an_empty_file_is_the_usual_four_bits(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_file_cannot_say_is_refused(
-    tmp_path: Path, text: str, error: type[Exception], words: str
+    tmp_path: Path, text: str, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         from_file(written(tmp_path, text))
 
 

@@ -52,7 +52,7 @@ def test_kept_logits_are_unchanged() -> None:
             assert filtered[0, i].item() == logits[0, i].item()
 
 
-def draws(options: SamplingOptions, logits: np.ndarray, count: int = 4000) -> np.ndarray:
+def draws(options: SamplingOptions, logits: np.ndarray, count: int = 2000) -> np.ndarray:
     sampler = Sampler(options)
     row = mx.array(logits[None])
     tokens = mx.concatenate([sampler(row) for _ in range(count)])

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from olmo3_mlx.sessions.files import SessionFiles
 
 TOLERANCE = 1e-4
 CONFIG = {**LONG, "max_position_embeddings": 2048}
-CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between checkpoints
+CHAPTERS = ((0, 100), (100, 130), (130, 140))  # the stretches between snapshots
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +44,12 @@ def open_session(model: Olmo3, folder: Path, **options: Any) -> Session:
 
 
 def write_session(model: Olmo3, folder: Path, tokens: list[int] | None = None, **options: Any) -> Session:
-    """Save a conversation of three blocks."""
+    """Save a conversation of three spans."""
     tokens = ids(140) if tokens is None else tokens
     session = open_session(model, folder, **options)
     for start, stop in CHAPTERS:
         session.prefill(tokens[start:stop])
-        session.checkpoint()
+        session.snapshot()
     session.save()
     return session
 
@@ -181,11 +180,11 @@ def test_saving_twice_writes_nothing_twice(model: Olmo3, folder: Path) -> None:
     assert {path.name for path in payloads(folder)} == before
 
 
-def test_earlier_checkpoints_can_be_gone_back_to_after_a_restart(model: Olmo3, tmp_path: Path) -> None:
+def test_earlier_snapshots_can_be_gone_back_to_after_a_restart(model: Olmo3, tmp_path: Path) -> None:
     session = open_session(model, tmp_path)
     for start in range(0, 900, 300):
         session.prefill(ids(900)[start : start + 300])
-        session.checkpoint()
+        session.snapshot()
     session.save()
     session = open_session(model, tmp_path)
     session.resume()
@@ -272,7 +271,7 @@ def test_a_file_cut_short_anywhere_is_refused(model: Olmo3, saved: Path, tmp_pat
     rng = random.Random(kind)
     for path in [path for path in saved.iterdir() if kind in path.name]:
         length = path.stat().st_size
-        cuts = {0, 1, 7, 8, 9, 100, length // 2, length - 1, *(rng.randrange(length) for _ in range(6))}
+        cuts = {0, 1, 7, 8, 9, 100, length // 2, length - 1, *(rng.randrange(length) for _ in range(3))}
         for cut in sorted(cuts):
             folder = Path(shutil.copytree(saved, tmp_path / f"{path.name}-{cut}"))
             (folder / path.name).write_bytes(path.read_bytes()[:cut])
@@ -304,7 +303,7 @@ def test_an_index_with_one_changed_byte_is_never_taken_for_something_else(
     """Another token, another beginning of what is kept, a name misspelt: right, or refused."""
     original = (saved / "caches.json").read_bytes()
     text = original.decode()
-    places = set(random.Random(0).sample(range(len(original)), 25))
+    places = set(random.Random(0).sample(range(len(original)), 12))
     for word in ("format", "identity", "form", "blocks", "tokens", "captured"):
         at = text.index(f'"{word}"')
         places |= {at, at + 2, at + len(word) + 2}
@@ -414,7 +413,7 @@ def test_files_of_two_blocks_that_changed_places_are_refused(model: Olmo3, tmp_p
     session = open_session(model, tmp_path)
     for seed in range(2):
         session.prefill(ids(50, seed))
-        session.checkpoint()
+        session.snapshot()
     session.save()
     one, two = (path for path in payloads(tmp_path) if f".{kind}." in path.name)
     names = [path.name.split(".") for path in (one, two)]
@@ -464,13 +463,13 @@ def test_other_peoples_files_are_left_alone(model: Olmo3, folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"notes.txt", "model.safetensors", "a.b.safetensors"}
 
 
-def test_a_damaged_file_of_a_checkpoint_costs_the_run_of_its_tokens_and_goes(
+def test_a_damaged_file_of_a_snapshot_costs_the_run_of_its_tokens_and_goes(
     model: Olmo3, tmp_path: Path
 ) -> None:
-    session = open_session(model, tmp_path, checkpoint_bytes=0)
+    session = open_session(model, tmp_path, snapshot_bytes=0)
     for branch in (ids(300), ids(300, 1), ids(300, 2)):
         session.prefill(branch[session.match(branch) :])
-        session.checkpoint()
+        session.snapshot()
     session.goto(0)
     damaged = payloads(tmp_path)
     for path in damaged:
@@ -548,7 +547,7 @@ def test_a_disk_that_fails_while_saving_leaves_what_was_saved_and_the_session(
     session = open_session(model, folder)
     session.resume()
     session.prefill(ids(60, 5))
-    session.checkpoint()
+    session.snapshot()
     session.prefill(ids(60, 6))
     tokens = list(session.tokens)
     with monkeypatch.context() as broken:
@@ -583,11 +582,11 @@ def test_a_disk_that_fails_while_memory_is_full_does_not_stop_the_conversation(
 ) -> None:
     """What leaves memory then is gone; the budget still holds, and nobody asked for files."""
     break_disk(monkeypatch, how)
-    session = open_session(model, tmp_path, checkpoint_bytes=20_000)
+    session = open_session(model, tmp_path, snapshot_bytes=20_000)
     session.prefill(ids(300))
-    session.checkpoint()
+    session.snapshot()
     session.match([*ids(40), 1])
-    assert session.checkpoint_bytes <= 20_000
+    assert session.snapshot_bytes <= 20_000
     assert goes_on(model, session)
     assert stray(tmp_path) == []
 
@@ -634,7 +633,7 @@ def test_files_stay_under_their_limit_and_those_of_the_conversation_never_go(
     model: Olmo3, tmp_path: Path
 ) -> None:
     limit = 400_000
-    session = open_session(model, tmp_path, checkpoint_bytes=0, limit=limit)
+    session = open_session(model, tmp_path, snapshot_bytes=0, limit=limit)
     for seed in range(8):
         branch = [*ids(100), *ids(100, seed + 1)]
         session.prefill(branch[session.match(branch) :])
@@ -675,9 +674,9 @@ def test_while_another_branch_is_saved_the_last_one_stays_whole(
 def test_a_session_that_never_resumed_does_not_take_the_saved_ones_files_away(
     model: Olmo3, folder: Path
 ) -> None:
-    session = open_session(model, folder, limit=1000, checkpoint_bytes=0)
+    session = open_session(model, folder, limit=1000, snapshot_bytes=0)
     session.prefill(ids(300, 4))
-    session.checkpoint()
+    session.snapshot()
     session.match([1, 2])
     assert right_or_refused(model, folder)
 
@@ -779,9 +778,9 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.4))
+        seen = "".join(process.stdout.readline() for _ in range(rng.randint(1, 9)))
         process.send_signal(signal.SIGKILL)
-        lines = process.stdout.read().split("\n")
+        lines = (seen + process.stdout.read()).split("\n")
         process.wait()
         process.stdout.close()
         said = [[int(token) for token in line.split()] for line in lines[:-1] if line != "saved"]
@@ -798,7 +797,7 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
 
 
 def test_many_blocks_are_resumed_with_few_open_files_and_are_never_in_memory_twice(tmp_path: Path) -> None:
-    """A Mac lets a process open 256 files; a conversation has a few blocks for each turn."""
+    """A Mac lets a process open 256 files; a conversation has a few spans for each turn."""
     program = f"""
 import resource, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -809,7 +808,7 @@ model = random_model(CONFIG)
 session = open_session(model, Path({str(tmp_path)!r}))
 for seed in range(120):
     session.prefill(ids(10, seed))
-    session.checkpoint()
+    session.snapshot()
 session.save()
 tokens, held = list(session.tokens), session.nbytes
 del session
@@ -825,7 +824,7 @@ assert mx.get_peak_memory() - before < 1.7 * session.nbytes, (mx.get_peak_memory
 
 
 def test_files_of_another_form_are_not_taken_for_ones_own(model: Olmo3, tmp_path: Path) -> None:
-    """They have the same blocks' names: what should be saved was thought to be there."""
+    """They have the same spans' names: what should be saved was thought to be there."""
     plain = open_session(model, tmp_path)
     plain.prefill(ids(100))
     plain.save()

@@ -6,7 +6,7 @@ from convert.size import Size, in_words
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "message"),
     [
         (0, "0.00 MB"),
         (5_200_000, "5.20 MB"),
@@ -15,8 +15,8 @@ from convert.size import Size, in_words
         (14_600_000_000, "14.60 GB"),
     ],
 )
-def test_bytes_are_said_in_the_unit_that_suits_them(count: int, words: str) -> None:
-    assert in_words(count) == Size(1, count).in_words == words
+def test_bytes_are_said_in_the_unit_that_suits_them(count: int, message: str) -> None:
+    assert in_words(count) == Size(1, count).in_words == message
 
 
 def test_bits_per_weight_count_every_byte() -> None:

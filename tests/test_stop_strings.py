@@ -1,24 +1,25 @@
 """StopStrings: an answer ends where a stop string begins, and no part of one is ever shown."""
 
+import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.text.stop_strings import StopStrings
 
-# A small alphabet, so that texts are full of stop strings and of their beginnings.
-TEXTS = st.text("abc\n😀", max_size=30)
-STOPS = st.lists(st.text("abc\n😀", min_size=1, max_size=4), max_size=4)
+SEEDS = range(2000)
 
 
-@st.composite
-def split_texts(draw: st.DrawFn) -> list[str]:
+def a_text(rng: random.Random, least: int, most: int) -> str:
+    """Of a small alphabet, so that texts are full of stop strings and of their beginnings."""
+    return "".join(rng.choices("abc\n😀"[: rng.randint(1, 5)], k=rng.randint(least, most)))
+
+
+def in_pieces(rng: random.Random) -> list[str]:
     """A text in pieces, some of them empty."""
-    text = draw(TEXTS)
-    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=10)))
+    text = a_text(rng, 0, 30)
+    cuts = sorted(rng.randint(0, len(text)) for _ in range(rng.randint(0, 10)))
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
@@ -28,10 +29,7 @@ def shown_in_all(pieces: Sequence[str], stop: Sequence[str]) -> str:
     return "".join(stops.add(piece) for piece in pieces) + stops.finish()
 
 
-@given(split_texts(), STOPS)
-def test_the_shown_text_ends_at_the_first_stop_string_that_the_pieces_complete(
-    pieces: list[str], stop: list[str]
-) -> None:
+def assert_ends_at_the_first_stop(pieces: list[str], stop: list[str]) -> None:
     stops = StopStrings(stop)
     came = shown = ""
     for piece in pieces:
@@ -51,11 +49,18 @@ def test_the_shown_text_ends_at_the_first_stop_string_that_the_pieces_complete(
     assert not stops.found
 
 
-@given(split_texts(), st.text("abc\n😀", min_size=1, max_size=4))
-def test_one_stop_string_cuts_a_text_at_the_same_place_however_it_is_split(
-    pieces: list[str], stop: str
-) -> None:
-    assert shown_in_all(pieces, [stop]) == "".join(pieces).partition(stop)[0]
+def test_the_shown_text_ends_at_the_first_stop_string_that_the_pieces_complete() -> None:
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        stop = [a_text(rng, 1, 4) for _ in range(rng.randint(0, 4))]
+        assert_ends_at_the_first_stop(in_pieces(rng), stop)
+
+
+def test_one_stop_string_cuts_a_text_at_the_same_place_however_it_is_split() -> None:
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        pieces, stop = in_pieces(rng), a_text(rng, 1, 4)
+        assert shown_in_all(pieces, [stop]) == "".join(pieces).partition(stop)[0], (pieces, stop)
 
 
 def test_a_stop_string_is_never_shown_in_part() -> None:

@@ -4,15 +4,15 @@ import codecs
 import json
 import random
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from olmo3_mlx import Olmo3, PromptError, TemplateError, Tokenizer, TokenizerError
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
+from olmo3_mlx.text.tokenizer import Detokenizer
 
 # What the released Instruct tokenizer calls four of the base tokenizer's spare tokens.
 INSTRUCT_NAMES = {
@@ -529,18 +529,63 @@ def test_however_something_is_held_a_text_keeps_its_meaning(small: Tokenizer, se
             assert not held or not text or found == small.encode(text)
 
 
-def test_spelling_a_long_conversation_takes_no_more_than_linear_time(small: Tokenizer) -> None:
-    """All answers of a hundred turns are spelled otherwise than `encode` spells them."""
-    rng = random.Random(5)
+class Counting(Tokenizer):
+    """Counts characters encoded, ids decoded, and ids looked at."""
 
-    def seconds(turns: int) -> float:
-        answer = spelled(small, ANSWER, rng)
-        end = small.encode("<|im_end|>\n")
-        held = [*small.encode(TURN), *answer, *end] * turns
-        begin = time.perf_counter()
-        found = small.encode_like(f"{TURN}{ANSWER}<|im_end|>\n" * turns, held)
-        assert found == held
-        return time.perf_counter() - begin
+    def __init__(self, like: Tokenizer) -> None:
+        super().__init__(like.backend)
+        self.work = 0
+        self._special = self.looked_at(self._special)
 
-    seconds(10)
-    assert min(seconds(400) for _ in range(2)) < 30 * min(seconds(40) for _ in range(3)) + 0.05
+    def looked_at(self, special: frozenset[int]) -> frozenset[int]:
+        counting = self
+
+        class Special(frozenset[int]):
+            def __contains__(self, token: object) -> bool:
+                counting.work += 1
+                return super().__contains__(token)
+
+        return Special(special)
+
+    def encode(self, text: str) -> list[int]:
+        self.work += len(text)
+        return super().encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.work += len(ids)
+        return super().decode(ids)
+
+    def detokenizer(self) -> Detokenizer:
+        counting = self
+
+        class Detokenizing(Detokenizer):
+            def add(self, token: int) -> str:
+                counting.work += 1
+                return super().add(token)
+
+        return Detokenizing(self.backend)
+
+    def held(self, ids: list[int]) -> list[int]:
+        counting = self
+
+        class Held(list[int]):
+            def __getitem__(self, index: Any) -> Any:
+                found = super().__getitem__(index)
+                counting.work += len(found) if isinstance(index, slice) else 1
+                return found
+
+        return Held(ids)
+
+
+def test_spelling_a_long_conversation_is_work_in_proportion_to_its_length(small: Tokenizer) -> None:
+    """All answers of its turns are spelled otherwise than `encode` spells them."""
+    turn = [*small.encode(TURN), *spelled(small, ANSWER, random.Random(5)), *small.encode("<|im_end|>\n")]
+
+    def work(turns: int) -> int:
+        counting = Counting(small)
+        found = counting.encode_like(f"{TURN}{ANSWER}<|im_end|>\n" * turns, counting.held(turn * turns))
+        assert found == turn * turns
+        return counting.work
+
+    assert 100 < work(1) < 1000
+    assert work(200) <= 200 * work(1)

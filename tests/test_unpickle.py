@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from convert.reading.native.unpickle import Global, Made, Persistent, UnpickleError, unpickle
+from convert.reading.native.unpickle import Call, Global, Persistent, UnpickleError, unpickle
 
 MOST = 2**20
 PLAIN = {
@@ -43,7 +43,7 @@ def test_what_is_admitted_becomes_a_stand_in_that_was_never_called() -> None:
     data = pickle.dumps(Path("/nowhere/x"), 4)
     name = f"{type(Path()).__module__}.PosixPath"
     found = unpickle(data, {name}, MOST)
-    assert isinstance(found, Made)
+    assert isinstance(found, Call)
     assert found.name == name
     assert unpickle(pickle.dumps(OrderedDict(a=1)), {"collections.OrderedDict"}, MOST) == {"a": 1}
 
@@ -60,7 +60,7 @@ def test_a_global_is_a_name_and_a_persistent_id_a_value() -> None:
         (Runs(eval, "open('{}', 'w')"), "builtins.eval"),
         (Runs(getattr, "x", "upper"), "builtins.getattr"),
         (os.path.join, "posixpath.join"),
-        (Made("x", ()), "convert.reading.native.unpickle.Made"),
+        (Call("x", ()), "convert.reading.native.unpickle.Call"),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -91,7 +91,7 @@ DAMAGED = {
     "calling what was made": (b"ctorch\nSize\n)\x85R)R.", "calls a tuple"),
     "attributes of a global": (b"ctorch\nSize\n}X\x03\x00\x00\x00abcK\x01sb.", "changes a Global"),
     "attributes of a list": (b"]}b.", "changes a list"),
-    "items of what was made": (b"ctorch\nsize\n)R(K\x01K\x01u.", "changes a Made"),
+    "items of a call": (b"ctorch\nsize\n)R(K\x01K\x01u.", "changes a Call"),
     "appending to a tuple": (b")K\x01a.", "changes a tuple"),
     "a nested tuple as a key": (b"})\x85\x85K\x01s.", "tuple as a key"),
     "an odd number of items": (b"}(K\x01u.", "damaged"),
@@ -126,9 +126,9 @@ def test_a_huge_place_in_the_memo_costs_nothing() -> None:
 def test_attributes_are_kept_and_never_set() -> None:
     data = b"ctorch\nsize\n)\x81}X\x09\x00\x00\x00__class__X\x01\x00\x00\x00xsb."
     found = unpickle(data, {"torch.size"}, MOST)
-    assert type(found) is Made
+    assert type(found) is Call
     assert (found.name, found.args, found.state) == ("torch.size", (), {"__class__": "x"})
-    assert not hasattr(Made, "x")
+    assert not hasattr(Call, "x")
 
 
 def test_doubling_again_and_again_makes_one_object_an_opcode() -> None:

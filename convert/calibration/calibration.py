@@ -1,4 +1,4 @@
-"""Quantization calibrated on text, block after block, in memory for two blocks and the hidden states.
+"""Quantizing by calibration on a text, block after block, in memory for two blocks and the hidden states.
 
     calibration = Calibration(source, plan, tokens)
     tensors = calibration.embedding()
@@ -6,10 +6,10 @@
         tensors |= calibration.block(index)
     tensors |= calibration.head()
 
-Each layer sees the inputs that the already quantized layers before it make of the text, and aims at
-what the original makes of its own (half of the way: see Decisions in CONTRIBUTING). Where a
+Each layer sees the inputs that the quantized layers before it give on the text, and aims at the outputs that
+the original gives on its own (half of the way: see Decisions in CONTRIBUTING). Where a
 norm follows a layer, as Olmo 3's blocks have it after queries, keys, o_proj and down_proj, a token
-counts by one over its output's mean square, because that is what the norm makes of an error.
+counts by one over its output's mean square, because that is the size of an error after the norm.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +25,13 @@ from mlx.utils import tree_flatten
 from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.solving import Metric
+from convert.quantized import dequantized, part_names
 from convert.reading.layers import Layers, run, split
 from convert.reading.source import Source
-from convert.reading.stored import dequantized
 from olmo3_mlx.model import Block
 from olmo3_mlx.quantization import Quantization
 
-_Through = Callable[[Block, mx.array], mx.array]  # a block's input -> one of its layers'
+_Through = Callable[[Block, mx.array], mx.array]  # a block and its input -> the input of one of its layers
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _NORMED = ("q_proj", "k_proj", "o_proj", "down_proj")  # a norm over all of their outputs follows
@@ -41,9 +41,9 @@ _ROWS = 16384  # of embedding or head, quantized at once
 
 @dataclass(frozen=True)
 class Moments:
-    """What a layer's inputs are like: the metric of the sum of x x^T, and drift [n, n], the sum of
-    (original x - x) x^T, both over tokens, weighted, where x is the input in the quantized model; None if
-    there is no drift.
+    """Sums over a layer's inputs: the metric of the sum of x x^T, and `drift` [n, n], the sum of
+    (original x - x) x^T, where x is the input in the quantized model; both are over weighted tokens. `drift`
+    is None if inputs do not drift.
     """
 
     metric: Metric
@@ -51,20 +51,20 @@ class Moments:
 
     @classmethod
     def of(cls, pairs: Iterator[tuple[mx.array, mx.array]]) -> "Moments":
-        """From pairs of quantized and original inputs, each [tokens, n]."""
+        """Sum over pairs of quantized and original inputs, each [tokens, n]."""
         hessian = drift = mx.array(0.0)
-        for here, there in pairs:
-            hessian = hessian + here.T @ here
+        for given, original in pairs:
+            hessian = hessian + given.T @ given
             mx.eval(hessian)  # by itself: each of them may have gigabytes
-            drift = drift + (there - here).T @ here
+            drift = drift + (original - given).T @ given
             mx.eval(drift)
-        left = [hessian]
+        summed = [hessian]
         del hessian  # so that nothing holds it while it is factored
-        return cls(Metric.of(left.pop()), drift)
+        return cls(Metric.of(summed.pop()), drift)
 
     def aimed(self, weight: mx.array) -> tuple[mx.array, Metric]:
-        """The weights [rows, n] whose outputs on the inputs here are nearer to the original outputs, and what
-        errors of theirs cost.
+        """Move the weights [rows, n] so that their outputs on the quantized model's inputs are nearer to the
+        original outputs. Gives them and the metric of their errors.
         """
         if self.drift is not None:
             weight = weight + _AIM * self.metric.inverse(weight @ self.drift)
@@ -73,11 +73,11 @@ class Moments:
 
 
 class Calibration:
-    """A model on its way through being quantized; the methods are called in the order shown above.
+    """A model while it is quantized; the methods are called in the order shown above.
 
-    `plan` says how layers are quantized, by their paths, all in mode affine; others are left as they are.
-    `tokens` [N, L] are the text; scales, biases and what is not quantized are in `dtype`, by default the
-    source's. Results are a function of the arguments alone.
+    `plan` has the schemes of the layers to quantize, by their paths, all in mode affine; others stay as they
+    are. `tokens` [N, L] are the text; scales, biases and what is not quantized are in `dtype`, by default
+    the source's. Results are a function of the arguments alone.
     """
 
     def __init__(
@@ -90,104 +90,100 @@ class Calibration:
         self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
         self._layers = Layers(source)
         self._original = split(self._layers.embed(tokens))
-        self._hidden = self._original  # what the quantized model has instead
+        self._hidden = self._original  # the same states in the quantized model
 
     def embedding(self) -> dict[str, mx.array]:
-        """The embedding's tensors; an error in it counts by what the whole model makes of it."""
-        how = self._plan.get(EMBEDDING)
-        if how is None:
+        """Quantize the embedding into its tensors; an error in it counts by its effect at the model's end."""
+        scheme = self._plan.get(EMBEDDING)
+        if scheme is None:
             self._hidden = [self._as_written(f"{EMBEDDING}.weight", state) for state in self._original]
             return {}
         metric = Metric.of(embedding_hessian(self._source, self._tokens))
-        made = self._in_rows(EMBEDDING, how, Moments(metric, None))
+        tensors = self._in_rows(EMBEDDING, scheme, Moments(metric, None))
         ids, places = np.unique(np.array(self._tokens), return_inverse=True)
-        looked_up = {name: array[mx.array(ids)] for name, array in made.items()}
-        rows = _dense(looked_up, EMBEDDING, how)
+        looked_up = {name: array[mx.array(ids)] for name, array in tensors.items()}
+        rows = _dense(looked_up, EMBEDDING, scheme)
         hidden = rows[mx.array(places)].reshape(*self._tokens.shape, -1)
         mx.eval(hidden)
         self._hidden = split(hidden)
-        return made
+        return tensors
 
-    def skip_embedding(self, there: Layers) -> None:
-        """Go past an embedding that was made before and is `there`."""
-        self._hidden = split(there.embed(self._tokens))
+    def skip_embedding(self, result: Layers) -> None:
+        """Go past an embedding that was quantized before and is in `result`."""
+        self._hidden = split(result.embed(self._tokens))
 
     def block(self, index: int) -> dict[str, mx.array]:
-        """The tensors of block `index`'s quantized layers; blocks come in order."""
+        """Quantize the layers of block `index` into their tensors; blocks come in order."""
         original = self._layers.block(index)
         path = f"model.layers.{index}"
         weights = dict(tree_flatten(original.parameters()))
-        block = self._begun(index, weights)
-        made: dict[str, mx.array] = {}
+        block = self._block_as_written(index, weights)
+        tensors: dict[str, mx.array] = {}
         replaced: list[tuple[str, mx.array]] = []
 
-        def make(names: tuple[str, ...], through: _Through) -> None:
-            """Quantize layers that share an input: what `through` makes of the block's."""
+        def quantize(names: tuple[str, ...], through: _Through) -> None:
+            """Quantize layers that share an input, which `through` computes from the block's."""
             inputs = partial(self._inputs, original, block, through)
             shared = None
             for name in names:
-                how, weight = self._plan.get(f"{path}.{name}"), weights[f"{name}.weight"]
-                if how is None:
+                scheme, weight = self._plan.get(f"{path}.{name}"), weights[f"{name}.weight"]
+                if scheme is None:
                     continue
                 if name.endswith(_NORMED):
                     weight, metric = Moments.of(inputs(weight)).aimed(weight)
                 else:
                     shared = shared or Moments.of(inputs(None))
                     weight, metric = shared.aimed(weight)
-                tensors = self._made(f"{path}.{name}", weight, metric, how)
-                made.update(tensors)
-                replaced.append((f"{name}.weight", _dense(tensors, f"{path}.{name}", how)))
+                parts = self._quantized(f"{path}.{name}", weight, metric, scheme)
+                tensors.update(parts)
+                replaced.append((f"{name}.weight", _dense(parts, f"{path}.{name}", scheme)))
             block.load_weights(replaced, strict=False)
 
-        make(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), lambda _, x: x)
-        make(("self_attn.o_proj",), _attended)
-        make(("mlp.gate_proj", "mlp.up_proj"), _between)
-        make(("mlp.down_proj",), _activated)
+        quantize(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), lambda _, x: x)
+        quantize(("self_attn.o_proj",), _attended)
+        quantize(("mlp.gate_proj", "mlp.up_proj"), _between)
+        quantize(("mlp.down_proj",), _activated)
         self._advance(original, block)
-        return made
+        return tensors
 
     def skip(self, index: int, block: Block) -> None:
-        """Go past block `index`, made before: `block` is it, in float32 as it dequantizes."""
+        """Go past block `index`, which was quantized before and dequantizes to `block`, in float32."""
         self._advance(self._layers.block(index), block)
 
     def head(self) -> dict[str, mx.array]:
-        """The head's tensors; none if it is the embedding."""
-        how = self._plan.get(HEAD)
-        if how is None or self._source.config.tie_word_embeddings:
+        """Quantize the head into its tensors; there are none if it is the embedding."""
+        scheme = self._plan.get(HEAD)
+        if scheme is None or self._source.config.tie_word_embeddings:
             return {}
         eps, norm = self._source.config.rms_norm_eps, self._layers.weight("model.norm.weight")
         written = self._as_written("model.norm.weight", norm)
         moments = Moments.of(
-            (_flat(mx.fast.rms_norm(here, written, eps)), _flat(mx.fast.rms_norm(there, norm, eps)))
-            for here, there in zip(self._hidden, self._original, strict=True)
+            (_flat(mx.fast.rms_norm(x, written, eps)), _flat(mx.fast.rms_norm(y, norm, eps)))
+            for x, y in zip(self._hidden, self._original, strict=True)
         )
-        return self._in_rows(HEAD, how, moments)
+        return self._in_rows(HEAD, scheme, moments)
 
-    def _made(self, path: str, weight: mx.array, metric: Metric, how: Quantization) -> dict[str, mx.array]:
-        """Tensors by name."""
-        return quantized(weight, metric, how, self._dtype_of(f"{path}.weight")).tensors(path)
+    def _quantized(
+        self, path: str, weight: mx.array, metric: Metric, scheme: Quantization
+    ) -> dict[str, mx.array]:
+        """The tensors of the layer at `path`, by name, quantized under a metric."""
+        return quantized(weight, metric, scheme, self._dtype_of(f"{path}.weight")).tensors(path)
 
-    def _begun(self, index: int, weights: Mapping[str, mx.array]) -> Block:
-        """Block `index` with the original's weights, of which norms and layers that stay as they are, are as
+    def _block_as_written(self, index: int, weights: Mapping[str, mx.array]) -> Block:
+        """Block `index` with the original's weights; norms and layers that are not quantized are rounded as
         the result has them: a run that goes on reads them from there.
         """
         block, path = (
             Block(self._source.config, self._source.config.layer_types[index]),
             f"model.layers.{index}",
         )
-        block.load_weights(
-            [
-                (name, weight if self._planned(path, name) else self._as_written(f"{path}.{name}", weight))
-                for name, weight in weights.items()
-            ]
-        )
+        kept = {name for name in weights if f"{path}.{name.removesuffix('.weight')}" not in self._plan}
+        written = {name: self._as_written(f"{path}.{name}", weights[name]) for name in kept}
+        block.load_weights(list({**weights, **written}.items()))
         return block
 
-    def _planned(self, path: str, name: str) -> bool:
-        return f"{path}.{name.removesuffix('.weight')}" in self._plan
-
     def _as_written(self, name: str, values: mx.array) -> mx.array:
-        """Values of tensor `name`, which is not quantized, as they are read back from the result."""
+        """Round the values of tensor `name`, which is not quantized, to those that the result has."""
         return values.astype(self._dtype_of(name)).astype(mx.float32)
 
     def _dtype_of(self, name: str) -> mx.Dtype:
@@ -200,59 +196,58 @@ class Calibration:
         through: _Through,
         norm: mx.array | None,
     ) -> Iterator[tuple[mx.array, mx.array]]:
-        """A layer's inputs, one sequence at a time; `norm` is the weight whose output is normalised."""
+        """A layer's quantized and original inputs, one sequence at a time; `norm` is the layer's weight if
+        its outputs are normalised.
+        """
         for x, y in zip(self._hidden, self._original, strict=True):
-            here, there = _flat(through(block, x)), _flat(through(original, y))
+            given, wanted = _flat(through(block, x)), _flat(through(original, y))
             if norm is not None:
-                output = there @ norm.T
+                output = wanted @ norm.T
                 size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
-                here, there = here / size, there / size
-            yield here, there
+                given, wanted = given / size, wanted / size
+            yield given, wanted
 
-    def _in_rows(self, path: str, how: Quantization, moments: Moments) -> dict[str, mx.array]:
-        """Embedding or head, some rows at a time."""
+    def _in_rows(self, path: str, scheme: Quantization, moments: Moments) -> dict[str, mx.array]:
+        """Quantize embedding or head, some rows at a time."""
         tensor = self._source.tensors[f"{path}.weight"]
         parts = []
         for start in range(0, tensor.shape[0], _ROWS):
             rows = tensor.rows(start, min(start + _ROWS, tensor.shape[0])).astype(mx.float32)
-            parts.append(self._made(path, *moments.aimed(rows), how))
-        return {name: mx.concatenate([made[name] for made in parts]) for name in parts[0]}
+            parts.append(self._quantized(path, *moments.aimed(rows), scheme))
+        return {name: mx.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _advance(self, original: Block, block: Block) -> None:
         self._original, self._hidden = run(original, self._original), run(block, self._hidden)
 
 
-def _dense(tensors: Mapping[str, mx.array], path: str, how: Quantization) -> mx.array:
-    """The weights that a layer's tensors stand for, in float32."""
-    parts = [
-        tensors[f"{path}.{kind}"] for kind in ("weight", "scales", "biases") if f"{path}.{kind}" in tensors
-    ]
-    return dequantized(parts, how)
+def _dense(tensors: Mapping[str, mx.array], path: str, scheme: Quantization) -> mx.array:
+    """The weights that the tensors of the affine layer at `path` stand for, in float32."""
+    return dequantized([tensors[name] for name in part_names(f"{path}.weight")], scheme)
 
 
 def _attended(block: Block, x: mx.array) -> mx.array:
-    """What o_proj gets."""
-    with _identity(block.self_attn, "o_proj"):
+    """The input of o_proj, from that of the block."""
+    with _without(block.self_attn, "o_proj"):
         out: mx.array = block.self_attn(x, None)
     return out
 
 
 def _between(block: Block, x: mx.array) -> mx.array:
-    """What the feed-forward gets."""
+    """The input of the feed-forward, from that of the block."""
     out: mx.array = x + block.post_attention_layernorm(block.self_attn(x, None))
     return out
 
 
 def _activated(block: Block, x: mx.array) -> mx.array:
-    """What down_proj gets."""
-    with _identity(block.mlp, "down_proj"):
+    """The input of down_proj, from that of the block."""
+    with _without(block.mlp, "down_proj"):
         out: mx.array = block.mlp(_between(block, x))
     return out
 
 
 @contextmanager
-def _identity(module: nn.Module, name: str) -> Iterator[None]:
-    """Let layer `name` of `module` give back its input."""
+def _without(module: nn.Module, name: str) -> Iterator[None]:
+    """Take layer `name` out of `module`: it gives back its input."""
     layer = getattr(module, name)
     setattr(module, name, nn.Identity())
     try:
@@ -262,5 +257,5 @@ def _identity(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def _flat(x: mx.array) -> mx.array:
-    """[..., n] -> [tokens, n]."""
+    """Reshape [..., n] to [tokens, n]."""
     return x.reshape(-1, x.shape[-1])

@@ -1,9 +1,10 @@
-"""What an error in the embedding costs at the end: the Fisher information of the hidden states that go in."""
+"""The cost of an error in the embedding: the Fisher information of the hidden states that enter the model."""
 
 import mlx.core as mx
 
 from convert.calibration.solving import with_ridge
 from convert.reading.layers import Layers, States, run, split
+from convert.reading.softmax import Softmax
 from convert.reading.source import Source
 from olmo3_mlx.model import Block
 
@@ -13,8 +14,9 @@ _RIDGE = 0.1  # of the mean diagonal, added to it: few draws say little about so
 
 
 def embedding_hessian(source: Source, tokens: mx.array) -> mx.array:
-    """[n, n], the sum of g g^T over some of tokens [N, L], and a ridge: g [n] is the gradient of a loss by
-    what the embedding gives for a token. An error e there adds about e^T g g^T e / 2 to the KL divergence.
+    """The sum of g g^T over some of tokens [N, L], with a ridge: [n, n]. g [n] is the gradient of a loss by
+    the hidden state that the embedding gives for a token: an error e in it adds about e^T g g^T e / 2 to the
+    KL divergence.
 
     The loss is that of next tokens drawn from the model's own distributions, which makes the mean of g g^T
     the Fisher information (Martens 2014, arXiv:1412.1193, section 5). One pass forward and one back, a block
@@ -35,7 +37,7 @@ def embedding_hessian(source: Source, tokens: mx.array) -> mx.array:
 
 
 def _back(block: Block, states: States, slopes: States) -> States:
-    """The gradients by what goes into `block`, `states`, from those by what comes out."""
+    """The gradients by the `states` that go into `block`, from the gradients by those that come out."""
     before = []
     for state, slope in zip(states, slopes, strict=True):
         before += mx.vjp(lambda x: block(x, None), [state], [slope])[1]
@@ -44,25 +46,24 @@ def _back(block: Block, states: States, slopes: States) -> States:
 
 
 def _slope(layers: Layers, hidden: mx.array) -> mx.array:
-    """The gradient of the loss by what came out of the last block, hidden [N, L, n].
+    """The gradient of the loss by the hidden states [N, L, n] that came out of the last block.
 
-    By the head's input it is what the model expects of the head's rows, less the row that was drawn. The
-    head is read twice, in pieces; the largest of the logits with Gumbel noise is a draw from all of them.
+    By the head's input it is the mean of the head's rows that the model expects, less the row that was drawn.
+    The head is read twice, in pieces; the largest of the logits with Gumbel noise is a draw from all of them.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     normed = layers.final_norm(flat)
-    totals = largest = mx.full(len(flat), -mx.inf)
-    drawn = mx.zeros_like(flat)
+    softmax, highest, drawn = Softmax(len(flat)), mx.full(len(flat), -mx.inf), mx.zeros_like(flat)
     for place, rows in enumerate(layers.head_pieces()):
         logits = normed @ rows.T
-        totals = mx.logaddexp(totals, mx.logsumexp(logits, axis=-1))
+        softmax.add_logits(logits)
         noisy = logits + mx.random.gumbel(logits.shape, key=mx.random.key(place))
-        drawn = mx.where((noisy.max(-1) > largest)[:, None], rows[noisy.argmax(-1)], drawn)
-        largest = mx.maximum(largest, noisy.max(-1))
-        mx.eval(totals, largest, drawn)
-    expected = mx.zeros_like(flat)
+        drawn = mx.where((noisy.max(-1) > highest)[:, None], rows[noisy.argmax(-1)], drawn)
+        highest = mx.maximum(highest, noisy.max(-1))
+        mx.eval(highest, drawn)
+    expected, normalizer = mx.zeros_like(flat), softmax.normalizer[:, None]
     for rows in layers.head_pieces():
-        expected += mx.exp(normed @ rows.T - totals[:, None]) @ rows
+        expected += mx.exp(normed @ rows.T - normalizer) @ rows
         mx.eval(expected)
     _, (slope,) = mx.vjp(layers.final_norm, [flat], [expected - drawn])
     return slope.reshape(hidden.shape)

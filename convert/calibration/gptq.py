@@ -1,4 +1,4 @@
-"""Codes, scales and biases of one layer, chosen for what it does to the inputs that it gets.
+"""Choosing a layer's codes, scales and biases so that its outputs on the inputs that it gets change little.
 
 The error of a layer with weights w [rows, n] on inputs x is (w - v) H (w - v)^T summed over its rows,
 where v = scale * code + bias are the quantized weights and H [n, n] = sum of x x^T over the inputs, a Metric.
@@ -16,70 +16,58 @@ import mlx.core as mx
 import numpy as np
 
 from convert.calibration.solving import Metric, solved
+from convert.quantized import part_names
+from olmo3_mlx.packing import packed
 from olmo3_mlx.quantization import Quantization
 
-_COLUMNS = 64  # of a block whose error is carried on at once
+_COLUMNS = 64  # whose error is carried on at once
 _SHRINKS = np.linspace(1.0, 0.6, 17)  # of a group's range, tried one after another
 _SOLVED_BYTES = 2**28  # of normal equations solved at once
 
 
 @dataclass(frozen=True)
-class Codes:
-    """A quantized matrix: codes [rows, n], whole numbers; scales and biases [rows, n / group_size],
+class QuantizedMatrix:
+    """A layer's quantized weights: codes [rows, n], whole numbers; scales and biases [rows, n / group_size],
     rounded to `dtype`, in which they are stored.
     """
 
     codes: mx.array
     scales: mx.array
     biases: mx.array
-    how: Quantization
+    scheme: Quantization
     dtype: mx.Dtype
 
     def dense(self) -> mx.array:
-        """The weights that they stand for, [rows, n]."""
-        group = self.how.group_size
+        """The weights that codes, scales and biases stand for, [rows, n]."""
+        group = self.scheme.group_size
         return self.codes * _wide(self.scales, group) + _wide(self.biases, group)
 
     def tensors(self, path: str) -> dict[str, mx.array]:
-        """As mx.quantize gives them, by their names in a checkpoint."""
-        return {
-            f"{path}.weight": packed(self.codes, self.how.bits),
-            f"{path}.scales": self.scales.astype(self.dtype),
-            f"{path}.biases": self.biases.astype(self.dtype),
-        }
-
-
-def packed(codes: mx.array, bits: int) -> mx.array:
-    """codes [rows, n] -> uint32 [rows, n * bits / 32]: one stream of bits, the lowest first. n is a multiple
-    of 32.
-    """
-    parts = codes.astype(mx.uint32).reshape(len(codes), -1, 32)
-    words = [mx.zeros(parts.shape[:2], mx.uint32) for _ in range(bits)]
-    for i in range(32):
-        word, offset = divmod(i * bits, 32)
-        words[word] = words[word] | (parts[..., i] << offset)
-        if offset + bits > 32:
-            words[word + 1] = words[word + 1] | (parts[..., i] >> (32 - offset))
-    return mx.stack(words, axis=-1).reshape(len(codes), -1)
+        """The three tensors as mx.quantize gives them, by their names in a checkpoint."""
+        codes = packed(self.codes, self.scheme.bits)
+        parts = (codes, self.scales.astype(self.dtype), self.biases.astype(self.dtype))
+        return dict(zip(part_names(f"{path}.weight"), parts, strict=True))
 
 
 def quantized(
-    weight: mx.array, metric: Metric, how: Quantization, dtype: mx.Dtype, *, passes: int = 3
-) -> Codes:
-    """The codes of weight [rows, n] under a metric of n, after `passes` refits of scales and codes."""
-    made = searched(weight, mx.diag(metric.hessian), how, dtype)
-    made = replace(made, codes=_gptq(weight, metric, made))
+    weight: mx.array, metric: Metric, scheme: Quantization, dtype: mx.Dtype, *, passes: int = 3
+) -> QuantizedMatrix:
+    """Quantize weight [rows, n] under a metric of n, with `passes` refits of scales and codes."""
+    matrix = searched(weight, mx.diag(metric.hessian), scheme, dtype)
+    matrix = replace(matrix, codes=_gptq(weight, metric, matrix))
     for _ in range(passes):
-        made = _refitted(weight, metric.hessian, made)
-        made = replace(made, codes=_descended(weight, metric.hessian, made))
-    return made
+        matrix = _refitted(weight, metric.hessian, matrix)
+        matrix = replace(matrix, codes=_descended(weight, metric.hessian, matrix))
+    return matrix
 
 
-def searched(weight: mx.array, importance: mx.array, how: Quantization, dtype: mx.Dtype) -> Codes:
-    """Each group's scale and bias from the best of some shrunk ranges, by squared errors weighted with
-    importance [n].
+def searched(
+    weight: mx.array, importance: mx.array, scheme: Quantization, dtype: mx.Dtype
+) -> QuantizedMatrix:
+    """Quantize weight [rows, n]: each group's scale and bias are the best of some shrunk ranges, by squared
+    errors weighted with importance [n].
     """
-    group, top = how.group_size, 2**how.bits - 1
+    group, top = scheme.group_size, 2**scheme.bits - 1
     groups = weight.reshape(len(weight), -1, group)
     weights = importance.reshape(1, -1, group)
     low, high = groups.min(-1), groups.max(-1)
@@ -98,79 +86,79 @@ def searched(weight: mx.array, importance: mx.array, how: Quantization, dtype: m
         mx.eval(best, scales, biases)  # one try's temporaries at a time
     codes = _nearest(weight, _wide(scales, group), _wide(biases, group), top)
     mx.eval(codes)
-    return Codes(codes, scales, biases, how, dtype)
+    return QuantizedMatrix(codes, scales, biases, scheme, dtype)
 
 
-def _gptq(weight: mx.array, metric: Metric, made: Codes) -> mx.array:
-    """Column by column: round, and take the error out of the columns that are still to come."""
+def _gptq(weight: mx.array, metric: Metric, matrix: QuantizedMatrix) -> mx.array:
+    """The codes [rows, n] of GPTQ: column by column it rounds, and takes the error out of those to come."""
     order, factor = metric.order, metric.factor
-    group, top = made.how.group_size, 2**made.how.bits - 1
-    scales, biases = (_wide(each, group).T[order] for each in (made.scales, made.biases))
+    group, top = matrix.scheme.group_size, 2**matrix.scheme.bits - 1
+    scales, biases = (_wide(each, group).T[order] for each in (matrix.scales, matrix.biases))
     left, diagonal = weight.T[order], mx.diag(factor)
     errors, codes = mx.zeros_like(left), []
-    for start, stop in _blocks(len(left)):
-        here = slice(start, stop)
-        now = left[here] - factor[:start, here].T @ errors[:start]
-        found = []
+    for start, stop in _spans(len(left)):
+        span = slice(start, stop)
+        now = left[span] - factor[:start, span].T @ errors[:start]
+        taken = []
         for j in range(start, stop):
             column = now[j - start]
             codes.append(_nearest(column, scales[j], biases[j], top))
             error = (column - codes[-1] * scales[j] - biases[j]) / diagonal[j]
-            now = now - factor[j, here, None] * error
-            found.append(error)
-        errors[here] = mx.stack(found)
+            now = now - factor[j, span, None] * error
+            taken.append(error)
+        errors[span] = mx.stack(taken)
         mx.eval(errors, codes[start:])
     return mx.stack(codes)[mx.argsort(order)].T
 
 
-def _descended(weight: mx.array, hessian: mx.array, made: Codes) -> mx.array:
-    """Each column's codes rounded anew with all others as they are, once through."""
-    group, top = made.how.group_size, 2**made.how.bits - 1
-    scales, before = _wide(made.scales, group).T, made.codes.T
-    slopes = hessian @ (weight - made.dense()).T  # [n, rows]
+def _descended(weight: mx.array, hessian: mx.array, matrix: QuantizedMatrix) -> mx.array:
+    """The codes [rows, n] after each column was rounded anew, once, with all others as they are."""
+    group, top = matrix.scheme.group_size, 2**matrix.scheme.bits - 1
+    scales, before = _wide(matrix.scales, group).T, matrix.codes.T
+    slopes = hessian @ (weight - matrix.dense()).T  # [n, rows]
     diagonal, moved, codes = mx.diag(hessian), mx.zeros_like(slopes), []
-    for start, stop in _blocks(len(slopes)):
-        here = slice(start, stop)
-        slope = slopes[here] - hessian[here, :start] @ moved[:start]
-        found = []
+    for start, stop in _spans(len(slopes)):
+        span = slice(start, stop)
+        slope = slopes[span] - hessian[span, :start] @ moved[:start]
+        moves = []
         for j in range(start, stop):
             wanted = before[j] + slope[j - start] / (diagonal[j] * scales[j])
             codes.append(mx.clip(mx.round(wanted), 0, top))
-            found.append((codes[-1] - before[j]) * scales[j])
-            slope = slope - hessian[here, j, None] * found[-1]
-        moved[here] = mx.stack(found)
+            moves.append((codes[-1] - before[j]) * scales[j])
+            slope = slope - hessian[span, j, None] * moves[-1]
+        moved[span] = mx.stack(moves)
         mx.eval(moved, codes[start:])
     return mx.stack(codes).T
 
 
-def _blocks(columns: int) -> list[tuple[int, int]]:
+def _spans(columns: int) -> list[tuple[int, int]]:
     return [(start, min(start + _COLUMNS, columns)) for start in range(0, columns, _COLUMNS)]
 
 
-def _refitted(weight: mx.array, hessian: mx.array, made: Codes) -> Codes:
-    """Scales and biases by least squares under the Hessian, the codes as they are.
+def _refitted(weight: mx.array, hessian: mx.array, matrix: QuantizedMatrix) -> QuantizedMatrix:
+    """The matrix with scales and biases by least squares under the Hessian, its codes as they are.
 
     Codes are counted from their middle, so that a group's scale and bias hardly go together.
     """
-    count, middle = made.scales.shape[1], (2**made.how.bits - 1) / 2
+    count, middle = matrix.scales.shape[1], (2**matrix.scheme.bits - 1) / 2
     each = max(1, _SOLVED_BYTES // (8 * count**2))
-    slopes = (weight - made.dense()) @ hessian
+    slopes = (weight - matrix.dense()) @ hessian
     changes = []
     for start in range(0, len(weight), each):
         rows = slice(start, start + each)
-        changes.append(_least_squares(made.codes[rows] - middle, slopes[rows], hessian, count))
+        changes.append(_least_squares(matrix.codes[rows] - middle, slopes[rows], hessian, count))
         mx.eval(changes[-1])
     change = mx.concatenate(changes)
-    scales = _rounded(made.scales + change[:, 0], made.dtype)
-    biases = _rounded(made.biases + change[:, 1] - middle * change[:, 0], made.dtype)
+    scales = _rounded(matrix.scales + change[:, 0], matrix.dtype)
+    biases = _rounded(matrix.biases + change[:, 1] - middle * change[:, 0], matrix.dtype)
     good = mx.isfinite(scales) & mx.isfinite(biases) & (scales != 0)
     return replace(
-        made, scales=mx.where(good, scales, made.scales), biases=mx.where(good, biases, made.biases)
+        matrix, scales=mx.where(good, scales, matrix.scales), biases=mx.where(good, biases, matrix.biases)
     )
 
 
 def _least_squares(codes: mx.array, slopes: mx.array, hessian: mx.array, count: int) -> mx.array:
-    """What to add to scales and biases, [rows, 2, count], where slopes = error @ hessian, [rows, n]."""
+    """The changes of scales and biases, [rows, 2, count], where slopes = error @ hessian, [rows, n]."""
     rows, n = codes.shape
     group = n // count
     parts = codes.reshape(rows, count, group)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD, Calibration
-from convert.pipeline import Stage
+from convert.progress import Stage
+from convert.quantized import part_names
 from convert.reading.layers import Layers
 from convert.reading.source import Source
 from convert.recipe import Plan
@@ -20,39 +21,38 @@ def calibrated(
     dtype: mx.Dtype | None,
     *,
     done: Iterable[str],
-    there: Source,
+    result: Source,
     stage: Stage,
 ) -> Iterator[tuple[str, dict[str, mx.array]]]:
-    """The tensors that each weight of `plan` becomes, by the weight's name, less those `done` before, which
-    are in `there`. `tokens` [N, L] are what to calibrate on; `stage` is told what comes next.
+    """Quantize the weights of `plan`: the tensors that each becomes, by its name, less those `done` before,
+    which are in `result`. `tokens` [N, L] are the text to calibrate on; `stage` is told what comes next.
     """
-    calibration, written = Calibration(source, plan.layers, tokens, dtype), Layers(there)
+    calibration, written = Calibration(source, plan.layers, tokens, dtype), Layers(result)
     waiting = {name for name in source.tensors if plan.of(name) is not None} - set(done)
-    for unit in _units(calibration, source, written):
-        todo = [name for name in unit.names if name in waiting]
+    for step in _steps(calibration, source, written):
+        todo = [name for name in step.names if name in waiting]
         if not todo:
-            stage(f"going past {unit.what}, which is done")
-            unit.skip()
+            stage(f"going past {step.title}, which is done")
+            step.skip()
             continue
-        stage(f"calibrating {unit.what}")
-        made = unit.make()
+        stage(f"calibrating {step.title}")
+        tensors = step.quantize()
         for name in todo:
-            path = name.removesuffix(".weight")
-            parts = (name, f"{path}.scales", f"{path}.biases")
-            yield name, {part: made[part] for part in parts if part in made}
+            yield name, {part: tensors[part] for part in part_names(name) if part in tensors}
 
 
-class _Unit(NamedTuple):
-    """Weights that are made together, what makes them, and what goes past them."""
+class _Step(NamedTuple):
+    """Weights that are quantized together: `quantize` gives their tensors, `skip` goes past them."""
 
-    what: str
+    title: str
     names: Sequence[str]
-    make: Callable[[], dict[str, mx.array]]
+    quantize: Callable[[], dict[str, mx.array]]
     skip: Callable[[], None]
 
 
-def _units(calibration: Calibration, source: Source, written: Layers) -> Iterator[_Unit]:
-    yield _Unit(
+def _steps(calibration: Calibration, source: Source, written: Layers) -> Iterator[_Step]:
+    """The steps in their order: embedding, blocks, head."""
+    yield _Step(
         "the embedding",
         [f"{EMBEDDING}.weight"],
         calibration.embedding,
@@ -60,10 +60,10 @@ def _units(calibration: Calibration, source: Source, written: Layers) -> Iterato
     )
     for index in range(written.count):
         prefix = f"model.layers.{index}."
-        yield _Unit(
+        yield _Step(
             f"layer {index + 1} of {written.count}",
             [name for name in source.tensors if name.startswith(prefix)],
             partial(calibration.block, index),
             lambda index=index: calibration.skip(index, written.block(index)),  # type: ignore[misc]
         )
-    yield _Unit("the head", [f"{HEAD}.weight"], calibration.head, lambda: None)
+    yield _Step("the head", [f"{HEAD}.weight"], calibration.head, lambda: None)

@@ -1,4 +1,4 @@
-"""Which layers get more bits: measured by what rounding each one alone does to the next tokens.
+"""Choosing which layers get more bits, by the effect of rounding each one alone on the next tokens.
 
 Every layer is rounded by itself at 4 bits, and the hidden states that result go through the rest of the
 model beside the original's, all of them in one pass over the blocks, so that each block is read once.
@@ -8,7 +8,7 @@ along each layer's lower convex hull (Shoham and Gersho 1988). A walk is the bes
 which are large where a layer is much of the model: embedding and head are tried at every option.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from math import prod
 
@@ -16,16 +16,17 @@ import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD
 from convert.calibration.gptq import searched
-from convert.pipeline import Stage
+from convert.progress import Stage
 from convert.reading.layers import Layers, States, run, split
+from convert.reading.softmax import Softmax
 from convert.reading.source import Source
 from convert.recipe import Plan
 from olmo3_mlx.quantization import Quantization
 
 CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
 
-# What calibration leaves of a layer's cost, measured on the two small checkpoints, each kind of layer alone;
-# those of embedding and head by what they are beside the blocks' on other texts.
+# The share of a layer's cost that calibration leaves, measured on the two small checkpoints, each kind
+# of layer alone; those of embedding and head beside the blocks' on other texts.
 _GAINS = {
     "q_proj": 0.55,
     "k_proj": 0.57,
@@ -48,7 +49,7 @@ _LAYERS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-Option = tuple[float, float, Quantization]  # bits a weight takes, cost, how
+Option = tuple[float, float, Quantization]  # the bits that a weight takes, the cost, and the scheme
 
 
 def choose(
@@ -58,43 +59,43 @@ def choose(
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
     dtype: mx.Dtype | None = None,
-    stage: Stage = lambda what: None,
+    stage: Stage = lambda title: None,
 ) -> dict[str, Quantization]:
-    """A plan that takes at most `target_bpw` bits a weight in all, norms and unquantized layers
-    included, or, if that is not possible, the smallest one.
+    """Choose a scheme for each layer, by its path, so that a weight takes at most `target_bpw` bits in all,
+    norms and unquantized layers included, or as few as possible.
 
-    Scales and what is not quantized are in `dtype`, by default the source's. `tokens` [N, L] are measured
-    on, as many of them as memory allows; the result is a function of the arguments alone. Layers whose
-    inputs no group size divides are left out of the plan. `stage` is told how far it is.
+    Scales and what is not quantized are in `dtype`, by default the source's. Costs are measured on `tokens`
+    [N, L], on as many of them as memory allows; the result is a function of the arguments alone. Layers whose
+    inputs no group size divides are left out. `stage` is told how far it is.
     """
     each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
     many = _STATES_BYTES // each
-    found = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)], stage)
-    return allocate(source, found, target_bpw, candidates, dtype=dtype)
+    measured = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)], stage)
+    return allocate(source, measured, target_bpw, candidates, dtype=dtype)
 
 
 def extremes(source: Source, candidates: Sequence[Quantization] = CANDIDATES) -> tuple[Plan, Plan]:
-    """The plans that take the fewest and the most bits of all that `choose` may make."""
+    """The plans that take the fewest and the most bits of all that `choose` may give."""
     least, most = {}, {}
     for name, tensor in source.tensors.items():
-        fitting = [how for how in candidates if tensor.shape[-1] % how.group_size == 0]
+        fitting = [scheme for scheme in candidates if tensor.shape[-1] % scheme.group_size == 0]
         if len(tensor.shape) == 2 and fitting:
             path = name.removesuffix(".weight")
-            least[path] = min(fitting, key=lambda how: (how.bits, -how.group_size))
-            most[path] = max(fitting, key=lambda how: (how.bits, -how.group_size))
+            least[path] = min(fitting, key=lambda scheme: (scheme.bits, -scheme.group_size))
+            most[path] = max(fitting, key=lambda scheme: (scheme.bits, -scheme.group_size))
     return Plan(least), Plan(most)
 
 
 def allocate(
     source: Source,
-    found: Mapping[str, float],
+    measured: Mapping[str, float],
     target_bpw: float,
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
     dtype: mx.Dtype | None = None,
 ) -> dict[str, Quantization]:
-    """`choose` with the costs (path -> KL at 4 bits) measured before."""
-    hulls = {path: _hull(_options(source, path, cost, candidates, dtype)) for path, cost in found.items()}
+    """The same as `choose`, from costs that were `measured` before: path -> KL at 4 bits."""
+    hulls = {path: _hull(_options(source, path, cost, candidates, dtype)) for path, cost in measured.items()}
     hulls = {path: hull for path, hull in hulls.items() if hull}
     sizes = {name.removesuffix(".weight"): prod(tensor.shape) for name, tensor in source.tensors.items()}
     rest = sum(
@@ -110,13 +111,15 @@ def allocate(
     ]
     fitting = [plan for plan in plans if _bits(plan, sizes) <= budget]
     best = min(fitting, key=_cost) if fitting else min(plans, key=lambda plan: _bits(plan, sizes))
-    return {path: how for path, (_, _, how) in best.items()}
+    return {path: scheme for path, (_, _, scheme) in best.items()}
 
 
 def _walk(
     hulls: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], budget: float
 ) -> dict[str, Option]:
-    """Each layer's fewest bits, then the steps along the hulls that gain most a bit, while they fit."""
+    """Give each layer its fewest bits, then take the steps along the hulls that gain most a bit, while they
+    fit.
+    """
     chosen = dict.fromkeys(hulls, 0)
     left = budget - sum(sizes[path] * hull[0][0] for path, hull in hulls.items())
     steps = [
@@ -139,8 +142,8 @@ def _cost(plan: Mapping[str, Option]) -> float:
     return sum(cost for _, cost, _ in plan.values())
 
 
-def costs(source: Source, tokens: mx.array, stage: Stage = lambda what: None) -> dict[str, float]:
-    """Layer path -> KL divergence (nats a token) on tokens [N, L] of rounding that layer alone to 4 bits."""
+def costs(source: Source, tokens: mx.array, stage: Stage = lambda title: None) -> dict[str, float]:
+    """The KL divergence (nats a token) on tokens [N, L] of rounding each layer, by path, alone to 4 bits."""
     layers = Layers(source)
     # "" is the original
     states = {"": split(layers.embed(tokens)), EMBEDDING: split(_embedded(source, tokens))}
@@ -160,9 +163,10 @@ def costs(source: Source, tokens: mx.array, stage: Stage = lambda what: None) ->
 
 
 def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
-    """Each state's mean KL divergence from the original's, "", at the end; and that of a rounded head.
+    """The mean KL divergence of each path's states from the original's, "", after the head; and that of a
+    rounded head.
 
-    KL(p || q) = sum p (log p - log q) needs of q its normalizer and what p expects of its logits. Both add
+    KL(p || q) = sum p (log p - log q) needs the normalizer of q and the mean of its logits under p. Both add
     up over pieces of the vocabulary, so that the head is read twice, whatever the number of states.
     """
     headed = EMBEDDING if layers.config.tie_word_embeddings else HEAD
@@ -171,56 +175,50 @@ def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
         normed[path] = layers.final_norm(mx.concatenate(states.pop(path), axis=1)[0])
         mx.eval(normed[path])
     original = normed[""]
-    totals = _logsumexp(original @ rows.T for rows in layers.head_pieces())
+    softmax = Softmax(len(original))
+    for rows in layers.head_pieces():
+        softmax.add_logits(original @ rows.T)
+    normalizer = softmax.normalizer
     paths = [path for path in normed if path not in ("", headed)] + [headed]
     expected = {path: mx.zeros(len(original)) for path in ("", *paths)}
-    sizes = {path: mx.full(len(original), -mx.inf) for path in paths}
+    softmaxes = {path: Softmax(len(original)) for path in paths}
     for rows in layers.head_pieces():
         logits = original @ rows.T
-        chance = mx.exp(logits - totals[:, None])
+        chance = mx.exp(logits - normalizer[:, None])
         expected[""] += (chance * logits).sum(-1)
         changed = _at_four_bits(rows)
         for path in paths:
             theirs = normed.get(path, original) @ (changed if path == headed else rows).T
             expected[path] += (chance * theirs).sum(-1)
-            sizes[path] = mx.logaddexp(sizes[path], mx.logsumexp(theirs, axis=-1))
-            mx.eval(expected[path], sizes[path])
-    own = expected[""] - totals
-    return {path: float((own - expected[path] + sizes[path]).mean().item()) for path in paths}  # type: ignore[arg-type]
-
-
-def _logsumexp(pieces: Iterable[mx.array]) -> mx.array:
-    """Over the last axis of what comes in pieces of it."""
-    total = None
-    for piece in pieces:
-        size = mx.logsumexp(piece, axis=-1)
-        total = size if total is None else mx.logaddexp(total, size)
-        mx.eval(total)
-    assert total is not None
-    return total
+            softmaxes[path].add_logits(theirs)
+            mx.eval(expected[path])
+    own = expected[""] - normalizer
+    each = {path: own - expected[path] + softmaxes[path].normalizer for path in paths}
+    return {path: float(kl.mean().item()) for path, kl in each.items()}  # type: ignore[arg-type]
 
 
 def _options(
     source: Source, path: str, cost: float, candidates: Sequence[Quantization], dtype: mx.Dtype | None
 ) -> list[Option]:
-    """What `path` may become, the cost after calibration guessed from the weights' squared error."""
+    """The options of the layer at `path`; costs after calibration are guessed from squared errors."""
     tensor = source.tensors[f"{path}.weight"]
     rows, width = tensor.shape
-    fitting = [how for how in candidates if width % how.group_size == 0]
+    fitting = [scheme for scheme in candidates if width % scheme.group_size == 0]
     if not fitting:
         return []
     step = max(1, rows // _SAMPLED_ROWS)
     sample = mx.concatenate([tensor.rows(i, i + 1).astype(mx.float32) for i in range(0, rows, step)])
-    base = _error(sample, _probe(width)) or 1.0
+    at_four_bits = _error(sample, _probe(width)) or 1.0
     gain = _GAINS[path.rpartition(".")[2]]
     scale = (dtype or tensor.dtype).size * 8 * 2  # bits of a scale and a bias
     return [
-        (how.bits + scale / how.group_size, gain * cost * _error(sample, how) / base, how) for how in fitting
+        (scheme.bits + scale / scheme.group_size, gain * cost * _error(sample, scheme) / at_four_bits, scheme)
+        for scheme in fitting
     ]
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:
-    """The lower convex hull: ever more bits, ever less gained by each."""
+    """The lower convex hull of options: ever more bits, ever less gained by each."""
     hull: list[Option] = []
     for option in sorted(options, key=lambda o: o[:2]):
         if hull and option[1] >= hull[-1][1]:
@@ -236,13 +234,13 @@ def _slope(a: Option, b: Option) -> float:
 
 
 def _probe(width: int) -> Quantization:
-    """How a layer with `width` inputs is rounded to be measured; 1 group if none of MLX's divides them."""
+    """The scheme by which a layer with `width` inputs is measured; it has 1 group if none of MLX's fits."""
     return Quantization(4, next((g for g in (64, 32) if width % g == 0), width))
 
 
-def _error(weight: mx.array, how: Quantization) -> float:
-    made = searched(weight, mx.ones(weight.shape[1]), how, mx.bfloat16)
-    return float(mx.square(made.dense() - weight).mean().item())  # type: ignore[arg-type]
+def _error(weight: mx.array, scheme: Quantization) -> float:
+    rounded = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()
+    return float(mx.square(rounded - weight).mean().item())  # type: ignore[arg-type]
 
 
 def _at_four_bits(weight: mx.array) -> mx.array:
@@ -251,6 +249,6 @@ def _at_four_bits(weight: mx.array) -> mx.array:
 
 
 def _embedded(source: Source, tokens: mx.array) -> mx.array:
-    """The text's hidden states from a rounded embedding."""
+    """The hidden states that a rounded embedding gives for tokens."""
     hidden = Layers(source).embed(tokens)
     return _at_four_bits(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)

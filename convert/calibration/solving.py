@@ -7,12 +7,12 @@ import mlx.core as mx
 import numpy as np
 
 _DAMPING = 0.01  # of H's mean diagonal, added to it
-_BLOCK = 256  # columns factored at once
+_COLUMNS = 256  # factored at once
 _STEPS = 8  # of conjugate gradients; more change nothing on trained layers (tried up to 64)
 
 
 class Metric(NamedTuple):
-    """What errors of a layer's weights cost: `hessian` [n, n], divided by `mean`, that of its diagonal, and
+    """The cost of errors in a layer's weights: `hessian` [n, n], divided by the `mean` of its diagonal and
     damped. `factor` is upper triangular, factor^T factor the inverse of the Hessian with rows and columns in
     `order`, the largest diagonal first.
     """
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, hessian: mx.array) -> "Metric":
-        """Of [n, n], positive semidefinite; an input that was always 0 is no trouble."""
+        """The metric of a hessian [n, n], positive semidefinite; an input that was always 0 is no trouble."""
         mean = float(mx.diag(hessian).mean().item()) or 1.0  # type: ignore[arg-type]
         hessian = with_ridge(hessian / mean, _DAMPING)  # which is let go of: it can have gigabytes
         order = mx.argsort(-mx.diag(hessian))
@@ -32,9 +32,9 @@ class Metric(NamedTuple):
         return cls(hessian, mean, order, _inverse_factor(_cholesky(hessian, order[::-1])))
 
     def inverse(self, rows: mx.array) -> mx.array:
-        """rows [m, n] times the inverse of the damped Hessian, undivided."""
-        found = (rows[:, self.order] @ self.factor.T) @ self.factor
-        return found[:, mx.argsort(self.order)] / self.mean
+        """Multiply rows [m, n] by the inverse of the damped Hessian, undivided."""
+        product = (rows[:, self.order] @ self.factor.T) @ self.factor
+        return product[:, mx.argsort(self.order)] / self.mean
 
 
 def with_ridge(matrix: mx.array, ridge: float) -> mx.array:
@@ -46,18 +46,18 @@ def with_ridge(matrix: mx.array, ridge: float) -> mx.array:
 def _cholesky(matrix: mx.array, order: mx.array) -> list[mx.array]:
     """The lower triangular L with L L^T = matrix [n, n], positive definite, its rows and columns in `order`.
 
-    In blocks of columns, each from the diagonal on down, [n, _BLOCK], [n - _BLOCK, _BLOCK], ...; those on the
-    diagonal are factored in float64.
+    It comes in parts, some columns each, from the diagonal on down: [n, _COLUMNS], [n - _COLUMNS, _COLUMNS],
+    ...; the squares on the diagonal are factored in float64.
     """
     columns: list[mx.array] = []
-    for start in range(0, len(matrix), _BLOCK):
-        here = order[start : start + _BLOCK]
-        column = matrix[here][:, order[start:]].T
+    for start in range(0, len(matrix), _COLUMNS):
+        part = order[start : start + _COLUMNS]
+        column = matrix[part][:, order[start:]].T
         for place, done in enumerate(columns):
-            rows = done[start - place * _BLOCK :]
-            column = column - rows @ rows[: len(here)].T
-        corner = np.linalg.cholesky(np.array(column[: len(here)], np.float64))
-        below = column[len(here) :] @ _float32(np.linalg.inv(corner).T)
+            rows = done[start - place * _COLUMNS :]
+            column = column - rows @ rows[: len(part)].T
+        corner = np.linalg.cholesky(np.array(column[: len(part)], np.float64))
+        below = column[len(part) :] @ _float32(np.linalg.inv(corner).T)
         columns.append(mx.concatenate([_float32(corner), below]))
         mx.eval(columns[-1])
     return columns
@@ -65,10 +65,10 @@ def _cholesky(matrix: mx.array, order: mx.array) -> list[mx.array]:
 
 def _inverse_factor(columns: list[mx.array]) -> mx.array:
     """The inverse of `_cholesky`'s L read backwards, [n, n]: the upper triangular F with F^T F the inverse of
-    what L L^T is read backwards. It takes the columns away, and reads blocks backwards as it puts them in
+    what L L^T is read backwards. It takes the columns away, and reads parts backwards as it puts them in
     place, as a whole matrix of a 32B's has 3 GB.
     """
-    count, half = len(columns[0]), len(columns) // 2 * _BLOCK
+    count, half = len(columns[0]), len(columns) // 2 * _COLUMNS
     first, below, last = _halves(columns)
     columns.clear()
     factor = mx.zeros((count, count))
@@ -84,17 +84,17 @@ def _inverse_factor(columns: list[mx.array]) -> mx.array:
 
 
 def _halves(columns: list[mx.array]) -> tuple[mx.array, mx.array, mx.array]:
-    """The blocks of a lower triangular matrix's inverse: upper left, lower left, lower right. The first two
-    are empty if it is a single block of columns.
+    """Three quarters of a lower triangular matrix's inverse: upper left, lower left, lower right. The first
+    two are empty if all its columns were factored at once.
     """
     if len(columns) == 1:
         corner = np.tril(np.linalg.inv(np.array(columns[0], np.float64)))
         return mx.zeros((0, 0)), mx.zeros((len(corner), 0)), _float32(corner)
     half = len(columns) // 2
-    size = half * _BLOCK
-    first = _inverse([column[: size - place * _BLOCK] for place, column in enumerate(columns[:half])])
+    size = half * _COLUMNS
+    first = _inverse([column[: size - place * _COLUMNS] for place, column in enumerate(columns[:half])])
     last = _inverse(columns[half:])
-    beneath = [column[size - place * _BLOCK :] for place, column in enumerate(columns[:half])]
+    beneath = [column[size - place * _COLUMNS :] for place, column in enumerate(columns[:half])]
     below = -(last @ mx.concatenate(beneath, axis=1)) @ first
     mx.eval(below)
     return first, below, last
@@ -116,8 +116,8 @@ def _float32(array: np.ndarray[Any, Any]) -> mx.array:
 
 
 def solved(times: Callable[[mx.array], mx.array], right: mx.array, diagonal: mx.array) -> mx.array:
-    """x with times(x) near to right [rows, a, b], by conjugate gradients for each row, preconditioned with
-    the system's `diagonal` [rows, a, b].
+    """Solve times(x) = right [rows, a, b] for x, nearly, by conjugate gradients for each row, preconditioned
+    with the system's `diagonal` [rows, a, b].
     """
 
     def dot(a: mx.array, b: mx.array) -> mx.array:

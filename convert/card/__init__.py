@@ -1,1 +1,1 @@
-"""What a conversion cost: measured, judged and written down in the result."""
+"""The loss of a conversion: measured, judged and written down in the result."""

@@ -1,8 +1,7 @@
-"""How far two models' next-token distributions are apart, position by position, in one reading of both heads.
+"""The distance between two models' next-token distributions, position by position.
 
-The vocabulary is gone through in pieces: what a softmax over all of it would need (largest logit, sums) is
-carried from piece to piece, as in Milakov and Gimelshein 2018 (arXiv:1805.02867), so that each head is read
-once however many positions there are, and logits of the whole vocabulary never lie in memory.
+The vocabulary is gone through in pieces (see convert.reading.softmax), so that each head is read once however
+many positions there are, and logits of the whole vocabulary never lie in memory.
 """
 
 from collections.abc import Callable
@@ -13,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.reading.layers import Layers
+from convert.reading.softmax import Floats, Softmax
 
 HEAD_BYTES = 2**26  # of one head's rows in float32
 LOGITS_BYTES = 2**27  # of one model's logits
 
-Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
@@ -33,18 +32,17 @@ class Divergence:
     log_probability: tuple[Floats, Floats]
 
 
-class _Softmax:
-    """One model's distributions as far as the vocabulary has been seen, [P] each, in float64."""
+class _Predictions:
+    """One model's predictions as far as the vocabulary has been seen, [P] each."""
 
     def __init__(self, positions: int) -> None:
-        self.largest: Floats = np.full(positions, -np.inf)
-        self.total: Floats = np.zeros(positions)  # of exp(logit - largest)
-        self.top: Ids = np.zeros(positions, np.int64)
+        self.softmax = Softmax(positions)
+        self.top: Ids = np.zeros(positions, np.int64)  # the most likely token
         self.actual: Floats = np.zeros(positions)  # the logit of the token that came
 
     def add(self, at: slice, logits: mx.array, start: int, actual: Ids) -> tuple[Floats, Floats]:
-        """Take in the logits [p, R] of tokens from `start` on, at some positions. Two factors, [p]: for sums
-        relative to the largest logit so far, and for those relative to the largest of `logits`.
+        """Take in the logits [p, R] of tokens from `start` on, at some positions. Gives the two factors of
+        Softmax.add, [p] each.
         """
         inside = (actual >= start) & (actual < start + logits.shape[-1])
         column = mx.array(np.where(inside, actual - start, 0))[:, None]
@@ -55,18 +53,20 @@ class _Softmax:
             logits.argmax(-1),
             mx.take_along_axis(logits, column, axis=-1)[:, 0],
         )
-        new = np.maximum(self.largest[at], largest)
-        before, now = np.exp(self.largest[at] - new), np.exp(largest - new)
-        self.total[at] = self.total[at] * before + total * now
-        self.top[at] = np.where(largest > self.largest[at], start + top.astype(np.int64), self.top[at])
+        higher = largest > self.softmax.largest[at]
+        self.top[at] = np.where(higher, start + top.astype(np.int64), self.top[at])
         self.actual[at] = np.where(inside, value, self.actual[at])
-        self.largest[at] = new
-        return before, now
+        return self.softmax.add(largest, total, at)
 
     @property
-    def log_total(self) -> Floats:
-        """logsumexp of all logits."""
-        return self.largest + np.log(self.total)
+    def top_probability(self) -> Floats:
+        """The probability of the most likely token."""
+        return 1 / self.softmax.total
+
+    @property
+    def log_probability(self) -> Floats:
+        """The log-probability of the token that came."""
+        return self.actual - self.softmax.log_total
 
 
 def divergence(
@@ -76,13 +76,13 @@ def divergence(
     actual: Ids,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Divergence:
-    """Compare what both models' heads make of `hidden`, [P, hidden] each, which came out of their last
+    """Compare what both models' heads predict from `hidden`, [P, hidden] each, which came out of their last
     blocks; `actual` [P] are the tokens that came next. `progress` is told how many weights were read.
     """
     positions, width = hidden[0].shape
     states = (original.final_norm(hidden[0]), result.final_norm(hidden[1]))
     mx.eval(states)
-    first, second = _Softmax(positions), _Softmax(positions)
+    first, second = _Predictions(positions), _Predictions(positions)
     crossed: Floats = np.zeros(positions)  # sum of exp(logit - largest) * (logit - the other's logit)
     rows, vocabulary = max(1, HEAD_BYTES // (4 * width)), original.config.vocab_size
     for start in range(0, vocabulary, rows):
@@ -98,12 +98,12 @@ def divergence(
             crossed[at] = crossed[at] * before + cross * now
             second.add(at, theirs, start, actual[at])
         progress(2 * width * (stop - start))
-    kl = crossed / first.total - (first.log_total - second.log_total)
+    kl = crossed / first.softmax.total - (first.softmax.log_total - second.softmax.log_total)
     return Divergence(
         kl=np.where(kl < 0, 0.0, kl),  # rounding can leave -1e-7; NaN stays
         top=(first.top, second.top),
-        top_probability=(1 / first.total, 1 / second.total),
-        log_probability=(first.actual - first.log_total, second.actual - second.log_total),
+        top_probability=(first.top_probability, second.top_probability),
+        log_probability=(first.log_probability, second.log_probability),
     )
 
 

@@ -1,4 +1,4 @@
-"""Measuring how far one checkpoint is from another, block by block: neither is ever in memory whole.
+"""Measuring how far one checkpoint is from another, block by block, so that neither is in memory whole.
 
     quality = measure(Source.open(original), Source.open(result), tokens)     # tokens [N, L]
     print(quality.kl_mean, quality.agreement)
@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
-from convert.pipeline import Progress
+from convert.progress import Progress
 from convert.reading.finite import check_all_finite
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.source import Source
@@ -29,7 +29,7 @@ _SAME = (
 
 
 def measure(original: Source, result: Source, tokens: mx.array, progress: Progress | None = None) -> Quality:
-    """How far `result` is from `original` on the texts `tokens` [N, L], from the second token on of each.
+    """Measure how far `result` is from `original` on texts, `tokens` [N, L], from their second tokens on.
 
     `progress(done, total)` counts the weights of both that have been read. Raises ConvertError for two
     architectures or vocabularies, naming what differs; OptionError for fewer than two tokens or more than
@@ -54,21 +54,21 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     actual = np.array(tokens[:, 1:], np.int64)
     hidden = (_predicting(ours), _predicting(theirs))
     del ours, theirs
-    found = divergence(first, second, hidden, actual.ravel(), count)
-    if not np.isfinite(found.kl).all():
+    predictions = divergence(first, second, hidden, actual.ravel(), count)
+    if not np.isfinite(predictions.kl).all():
         raise _not_finite(original, result, "logits are not finite")
     count.end()
-    return summary(found, actual, tuple(errors), (original.size, result.size))
+    return summary(predictions, actual, tuple(errors), (original.size, result.size))
 
 
-def _not_finite(original: Source, result: Source, what: str) -> CheckpointError:
-    """What to raise: the error that names a checkpoint's weight, or else what was found, of both."""
+def _not_finite(original: Source, result: Source, symptom: str) -> CheckpointError:
+    """The error to raise: it names a checkpoint's weight that is not finite, or else the symptom."""
     try:
         for source in (original, result):
             check_all_finite(source)
     except CheckpointError as error:
         return error
-    return CheckpointError(f"{original.folder}, {result.folder}: {what}, although all weights are")
+    return CheckpointError(f"{original.folder}, {result.folder}: {symptom}, although all weights are")
 
 
 def check_comparable(original: Source, result: Source) -> None:
@@ -88,7 +88,7 @@ def check_comparable(original: Source, result: Source) -> None:
 
 
 class _Counter:
-    """Counts weights read; the callback hears of them."""
+    """Counts the weights that were read, and tells a callback."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
@@ -99,7 +99,7 @@ class _Counter:
             self.progress(self.done, self.total)
 
     def end(self) -> None:
-        """Norms and what else was not counted."""
+        """Count the norms and whatever else was not counted."""
         self(self.total - self.done)
 
 
@@ -116,8 +116,8 @@ def _check_tokens(original: Source, result: Source, tokens: mx.array) -> None:
 def _through(
     first: Layers, second: Layers, index: int, ours: States, theirs: States
 ) -> tuple[States, States, float, float]:
-    """Both models' states after block `index`, how far they are apart, and how far this block alone takes
-    them. The second block is read when the first is gone.
+    """Send both models' states through block `index`: the states after it, how far they are apart, and how
+    far this block alone takes them. The second block is read when the first is gone.
     """
     block = first.block(index)
     after = run(block, ours)
@@ -129,7 +129,7 @@ def _through(
 
 
 def _distance(ours: States, theirs: States) -> float:
-    """Mean over all positions of |ours - theirs| / |ours|. Not the ratio of two sums, which would be
+    """The mean over all positions of |ours - theirs| / |ours|. Not the ratio of two sums, which would be
     that of the positions whose states are longest.
     """
     each = []

@@ -1,4 +1,4 @@
-"""README.md of a result, as the hub shows it: where it comes from, what was done, how to run it."""
+"""README.md of a result, which the hub shows: where it comes from, how it was quantized, how to run it."""
 
 import re
 import shlex
@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from convert.card.calibrated import CalibratedOn
-from convert.card.page import CARD, called, code
+from convert.calibration.text import CalibratedOn
+from convert.card.command import own_name
+from convert.card.markdown import code
+from convert.card.page import CARD
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
 from convert.recipe import Plan
@@ -26,22 +28,32 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a conversion made: `name` is what one calls it by, a folder or a repository, `source` what it was
-    made from, which is `quantized` so, in words, if it is. `plain` are the layers that could be quantized and
-    are not, with their dtypes, by path; `on` is what it was calibrated on, if it was.
+class ModelFacts:
+    """The facts of a result that its model card tells.
+
+    name                 what one calls it by: a folder or a repository
+    source               the checkpoint that was converted
+    source_quantization  how that one is quantized itself, in words; "" if it is not
+    base, license        the original's hub id and licence, as far as they are known
+    plan                 which layers are quantized, and how
+    plain                the layers that could be quantized and are not, with their dtypes, by path
+    dtype                of what is not quantized
+    size                 the result's
+    calibrated_on        the text that it was calibrated on, if it was
+    program              the versions that converted it
+    chats                whether it has a chat template
     """
 
     name: str
     source: str
-    quantized: str
+    source_quantization: str
     base: str | None
     license: str | None
     plan: Plan
     plain: Mapping[str, mx.Dtype]
     dtype: str
     size: Size
-    on: CalibratedOn | None
+    calibrated_on: CalibratedOn | None
     program: str
     chats: bool
 
@@ -62,64 +74,66 @@ def origin(folder: Path) -> tuple[str | None, str | None]:
 
 
 def source_name(folder: Path) -> str:
-    """What a checkpoint's folder is called: the hub id if it is a download, else its own name."""
-    return _hub_id(folder.resolve()) or called(folder)
+    """The name of a checkpoint's folder: the hub id if it is a download, else its own name."""
+    return _hub_id(folder.resolve()) or own_name(folder)
 
 
 def _hub_id(folder: Path) -> str | None:
-    """Whose download it is, if it lies in the hub's cache: models--owner--name/snapshots/COMMIT."""
+    """The hub id whose download lies in a folder of the hub's cache: models--owner--name/snapshots/COMMIT."""
     cached = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
     return f"{cached[1]}/{cached[2]}" if cached else None
 
 
-def write_model_card(folder: Path, made: Made, quality: Quality | None = None) -> None:
-    """Write README.md, with what was measured of its quality in a line or two."""
+def write_model_card(folder: Path, facts: ModelFacts, quality: Quality | None = None) -> None:
+    """Write README.md, with the quality in a line or two if it was measured."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415  (slow to import)
 
-    bits = sorted({how.bits for how in made.plan.layers.values()})
+    bits = sorted({scheme.bits for scheme in facts.plan.layers.values()})
     data = ModelCardData(
-        base_model=made.base,
-        license=made.license,
+        base_model=facts.base,
+        license=facts.license,
         library_name="mlx",
         pipeline_tag="text-generation",
         tags=["mlx", "olmo3", *(f"{count}-bit" for count in bits)],
     )
-    if made.base and bits:
+    if facts.base and bits:
         data.base_model_relation = "quantized"  # type: ignore[attr-defined]  # the hub knows it
-    verb, model = "chat" if made.chats else "generate", shlex.quote(made.name)
+    verb, model = "chat" if facts.chats else "generate", shlex.quote(facts.name)
     text = f"""---
 {data.to_yaml()}
 ---
 
-# {Path(made.name).name}
+# {Path(facts.name).name}
 
-{_what(made)}
+{_summary(facts)}
 
-{_how(made)}
-{_quality(made, quality)}
+{_quantization(facts)}
+{_quality(facts, quality)}
 ## Run it
 
 With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
 
 ```
-olmo3 {verb} {"" if made.chats else '"Once upon a time" '}--model {model}
+olmo3 {verb} {"" if facts.chats else '"Once upon a time" '}--model {model}
 ```
 
 With [mlx-lm](https://pypi.org/project/mlx-lm/):
 
 ```
-mlx_lm.{verb} --model {model}{"" if made.chats else ' --prompt "Once upon a time"'}
+mlx_lm.{verb} --model {model}{"" if facts.chats else ' --prompt "Once upon a time"'}
 ```
 
-Made by {made.program}.
+Made by {facts.program}.
 """
     (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 
 
-def _quality(made: Made, quality: Quality | None) -> str:
+def _quality(facts: ModelFacts, quality: Quality | None) -> str:
     if quality is None:
         return ""
-    original = "the quantized checkpoint that it was made from" if made.quantized else "the original"
+    original = (
+        "the quantized checkpoint that it was made from" if facts.source_quantization else "the original"
+    )
     before, after = quality.perplexity
     return (
         f"\n## Quality\n\nMeasured against {original}: **{verdict(quality)}**. Mean KL divergence "
@@ -129,73 +143,76 @@ def _quality(made: Made, quality: Quality | None) -> str:
     )
 
 
-def _what(made: Made) -> str:
-    size = f"{made.size.in_words}, {made.size.bits_per_weight:.3f} bits per weight"
-    base = f"[{made.base}](https://huggingface.co/{made.base})" if made.base else ""
-    if made.quantized:
+def _summary(facts: ModelFacts) -> str:
+    size = f"{facts.size.in_words}, {facts.size.bits_per_weight:.3f} bits per weight"
+    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base else ""
+    if facts.source_quantization:
         return (
-            f"{base or 'An Olmo 3 model'}, dequantized for MLX to {made.dtype} from the quantized checkpoint "
-            f"{code(made.source)} ({made.quantized}): {size}. What quantizing lost is not back."
+            f"{base or 'An Olmo 3 model'}, dequantized for MLX to {facts.dtype} from the quantized "
+            f"checkpoint {code(facts.source)} ({facts.source_quantization}): {size}. What quantizing "
+            "lost is not back."
         )
-    how = "quantized for MLX" if made.plan.layers else f"in {made.dtype} for MLX"
-    return f"{base or f'The Olmo 3 model {code(made.source)}'} {how}: {size}."
+    form = "quantized for MLX" if facts.plan.layers else f"in {facts.dtype} for MLX"
+    return f"{base or f'The Olmo 3 model {code(facts.source)}'} {form}: {size}."
 
 
-def _how(made: Made) -> str:
-    if not made.plan.layers:
+def _quantization(facts: ModelFacts) -> str:
+    if not facts.plan.layers:
         return ""
-    how_made = f"Calibrated on {made.on.in_words}, block by block." if made.on else "Rounded to nearest."
-    blocks = len({_split(path)[0] for path in (*made.plan.layers, *made.plain)} - {None})
-    lines = [how_made, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
-    for how, paths in _alike(made.plan.layers):
-        lines.append(f"| {_layers(paths, blocks)} | {how.bits} | {how.group_size} | {how.mode} |")
-    for dtype, paths in _alike(made.plain):
+    rounding = "Rounded to nearest."
+    if facts.calibrated_on:
+        rounding = f"Calibrated on {facts.calibrated_on.in_words}, block by block."
+    blocks = len({_split(path)[0] for path in (*facts.plan.layers, *facts.plain)} - {None})
+    lines = [rounding, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
+    for scheme, paths in _alike(facts.plan.layers):
+        lines.append(f"| {_layers(paths, blocks)} | {scheme.bits} | {scheme.group_size} | {scheme.mode} |")
+    for dtype, paths in _alike(facts.plain):
         lines.append(f"| {_layers(paths, blocks)} | {8 * dtype.size} | – | not quantized |")
-    more = " Each layer's bits are in config.json." if len(set(made.plan.layers.values())) > 1 else ""
-    end = f"Norms are {made.dtype}.{_left_out(made.plan, blocks)}{more}"
+    more = " Each layer's bits are in config.json." if len(set(facts.plan.layers.values())) > 1 else ""
+    end = f"Norms are {facts.dtype}.{_left_out(facts.plan, blocks)}{more}"
     return "\n".join([*lines, "", end, ""])
 
 
 def _alike(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
-    """The paths of layers that are alike, the most first."""
+    """The paths of layers that have the same value, the most first."""
     alike: dict[T, list[str]] = {}
-    for path, how in layers.items():
-        alike.setdefault(how, []).append(path)
+    for path, value in layers.items():
+        alike.setdefault(value, []).append(path)
     return sorted(alike.items(), key=lambda item: -len(item[1]))
 
 
 def _layers(paths: Iterable[str], blocks: int) -> str:
-    """Layers of a model with so many blocks: `mlp.up_proj`, `mlp.down_proj` of layers 0, 3–5; `lm_head`"""
+    """Name layers of a model with so many blocks: `mlp.up_proj`, `mlp.down_proj` of layers 3–5; `lm_head`."""
     kinds: dict[str, list[int]] = {}
     for path in paths:
         block, kind = _split(path)
         kinds.setdefault(kind, []).extend([] if block is None else [block])
-    alike = _alike({kind: tuple(sorted(found)) for kind, found in kinds.items()})
-    return "; ".join(f"`{'`, `'.join(names)}`{_which(found, blocks)}" for found, names in alike)
+    alike = _alike({kind: tuple(sorted(numbers)) for kind, numbers in kinds.items()})
+    return "; ".join(f"`{'`, `'.join(names)}`{_blocks(numbers, blocks)}" for numbers, names in alike)
 
 
 def _split(path: str) -> tuple[int | None, str]:
-    """model.layers.3.mlp.up_proj -> 3, mlp.up_proj; lm_head -> None, lm_head."""
+    """Split a path into block and kind: 3, mlp.up_proj of model.layers.3.mlp.up_proj; None, lm_head."""
     inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", path)
     return (int(inside[1]), inside[2]) if inside else (None, path.removeprefix("model."))
 
 
-def _which(found: Sequence[int], blocks: int) -> str:
-    """Of which blocks, in few words."""
-    if not found:
+def _blocks(numbers: Sequence[int], blocks: int) -> str:
+    """Name the blocks in few words: " of layers 0, 3–5"."""
+    if not numbers:
         return ""
-    if len(found) == blocks:
+    if len(numbers) == blocks:
         return f" of all {blocks} layers"
     runs: list[list[int]] = []
-    for block in found:
+    for block in numbers:
         if runs and runs[-1][-1] == block - 1:
             runs[-1].append(block)
         else:
             runs.append([block])
     if len(runs) > _RUNS:
-        return f" of {len(found)} layers"
-    said = (f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f" of layer{'s' if len(found) > 1 else ''} {', '.join(said)}"
+        return f" of {len(numbers)} layers"
+    spans = (f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f" of layer{'s' if len(numbers) > 1 else ''} {', '.join(spans)}"
 
 
 def _left_out(plan: Plan, blocks: int) -> str:
@@ -205,11 +222,11 @@ def _left_out(plan: Plan, blocks: int) -> str:
 
 
 def _front_matter(path: Path) -> Mapping[str, Any]:
-    """What a card's first lines say, nothing if there is no card or it cannot be read."""
+    """Read what a card's first lines say: nothing if there is no card or it cannot be read."""
     from huggingface_hub import metadata_load  # noqa: PLC0415  (slow to import)
 
     try:
-        found = metadata_load(path)
+        front = metadata_load(path)
     except Exception:  # whatever somebody wrote there
         return {}
-    return found if isinstance(found, dict) else {}
+    return front if isinstance(front, dict) else {}

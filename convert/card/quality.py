@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.card.divergence import Divergence, Floats
+from convert.card.divergence import Divergence
+from convert.reading.softmax import Floats
 from convert.size import Size
 
 HISTOGRAM_EDGES: tuple[float, ...] = tuple(10 ** (exponent / 4) for exponent in range(-28, 9))  # 1e-7 to 100
@@ -71,34 +72,37 @@ class Quality:
 
 
 def summary(
-    found: Divergence, actual: NDArray[np.int64], layers: tuple[LayerError, ...], sizes: tuple[Size, Size]
+    divergence: Divergence,
+    actual: NDArray[np.int64],
+    layers: tuple[LayerError, ...],
+    sizes: tuple[Size, Size],
 ) -> Quality:
-    """The figures of what was found at every position; `actual` [N, P] are the tokens that came."""
-    kl, edges = found.kl, HISTOGRAM_EDGES
+    """Sum up the divergence of every position; `actual` [N, P] are the tokens that came."""
+    kl, edges = divergence.kl, HISTOGRAM_EDGES
     counts = np.bincount(np.searchsorted(edges, kl), minlength=len(edges) + 1)
     worst = np.argsort(-kl, kind="stable")[:_WORST]
-    probabilities = [np.exp(p) for p in found.log_probability]
+    probabilities = [np.exp(p) for p in divergence.log_probability]
     apart = np.abs(probabilities[0] - probabilities[1])
     return Quality(
         tokens=kl.size,
-        perplexity=(perplexity(found.log_probability[0]), perplexity(found.log_probability[1])),
+        perplexity=(perplexity(divergence.log_probability[0]), perplexity(divergence.log_probability[1])),
         kl_mean=float(kl.mean()),
         kl_error=standard_error(kl.reshape(actual.shape)),
         kl_median=float(np.median(kl)),
         kl_99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
-        agreement=float((found.top[0] == found.top[1]).mean()),
+        agreement=float((divergence.top[0] == divergence.top[1]).mean()),
         probability_mean=float(apart.mean()),
         probability_99=float(np.quantile(apart, 0.99)),
         histogram=tuple(map(int, counts)),
-        worst=tuple(_position(found, actual, int(i)) for i in worst),
+        worst=tuple(_position(divergence, actual, int(i)) for i in worst),
         layers=layers,
         sizes=sizes,
     )
 
 
 def standard_error(values: Floats) -> float:
-    """Of the mean of `values` [N, P], whose rows are neighbours; 0 for a single value."""
+    """The standard error of the mean of `values` [N, P], whose rows are neighbours; 0 for a single value."""
     pieces = max(1, values.shape[1] // _RUN)
     means = np.array([run.mean() for row in values for run in np.array_split(row, pieces)])
     if means.size < 2:
@@ -107,21 +111,24 @@ def standard_error(values: Floats) -> float:
 
 
 def perplexity(log_probability: Floats) -> float:
-    """Of tokens whose log-probabilities these are."""
+    """The perplexity of tokens whose log-probabilities these are."""
     return float(np.exp(-log_probability.mean()))
 
 
-def _position(found: Divergence, actual: NDArray[np.int64], index: int) -> Position:
+def _position(divergence: Divergence, actual: NDArray[np.int64], index: int) -> Position:
     sequence, position = divmod(index, actual.shape[1])
     return Position(
         sequence=sequence,
         position=position + 1,  # the first token of a sequence is not predicted
-        kl=float(found.kl[index]),
+        kl=float(divergence.kl[index]),
         actual=int(actual[sequence, position]),
-        top=(int(found.top[0][index]), int(found.top[1][index])),
-        top_probability=(float(found.top_probability[0][index]), float(found.top_probability[1][index])),
+        top=(int(divergence.top[0][index]), int(divergence.top[1][index])),
+        top_probability=(
+            float(divergence.top_probability[0][index]),
+            float(divergence.top_probability[1][index]),
+        ),
         actual_probability=(
-            float(np.exp(found.log_probability[0][index])),
-            float(np.exp(found.log_probability[1][index])),
+            float(np.exp(divergence.log_probability[0][index])),
+            float(np.exp(divergence.log_probability[1][index])),
         ),
     )

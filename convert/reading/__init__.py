@@ -1,1 +1,1 @@
-"""Checkpoints of every form, read some rows at a time, or one layer of the model at a time."""
+"""Checkpoints of every form, read some rows or one layer of the model at a time, and texts."""

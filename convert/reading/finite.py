@@ -1,14 +1,17 @@
-"""Weights that are not finite, found before they do harm, or after."""
+"""Looking for weights that are not finite, before they do harm or after."""
 
 import mlx.core as mx
 
 from convert.reading.source import Source
 from convert.reading.stored import pieces
-from olmo3_mlx.checkpoints.checkpoint import check_finite
+from olmo3_mlx.checkpoints.weights import check_finite
 
 
 def check_all_finite(source: Source, dtype: mx.Dtype | None = None) -> None:
-    """Raise CheckpointError for a weight that is not finite in `dtype`, or as it is; some rows at a time."""
+    """Raise CheckpointError for a weight that is not finite in `dtype`, or in its own if that is None.
+
+    Weights are read some rows at a time.
+    """
     for name, tensor in source.tensors.items():
         for rows in pieces(tensor):
             check_finite({name: rows if dtype is None else rows.astype(dtype)}, source.folder)

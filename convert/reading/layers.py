@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten
 
 from convert.reading.source import Source
 from convert.reading.stored import Tensor, read
-from olmo3_mlx.model import Block, check_token_ids
+from olmo3_mlx.model import Block
+from olmo3_mlx.token_ids import check_token_ids
 
 _ROWS_BYTES = 2**27  # of the head in float32, read at once
 
@@ -35,11 +36,13 @@ class Layers:
 
     @property
     def count(self) -> int:
-        """Blocks."""
+        """The number of blocks."""
         return self.config.num_hidden_layers
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """tokens [B, L] -> [B, L, hidden]. Raises PromptError for an id outside the vocabulary."""
+        """Look tokens [B, L] up in the embedding: [B, L, hidden]. Raises PromptError for an id outside the
+        vocabulary.
+        """
         check_token_ids(tokens, self.config.vocab_size)
         table = self._tensors["model.embed_tokens.weight"]
         ids, places = np.unique(np.array(tokens), return_inverse=True)
@@ -49,27 +52,27 @@ class Layers:
         return hidden
 
     def block(self, index: int) -> Block:
-        """Block `index`: called with [B, L, hidden] and None it gives [B, L, hidden]."""
+        """Read block `index`; called with [B, L, hidden] and None, it gives [B, L, hidden]."""
         block = Block(self.config, self.config.layer_types[index])
         names = dict(tree_flatten(block.parameters()))
         block.load_weights([(name, self.weight(f"model.layers.{index}.{name}")) for name in names])
         return block
 
     def weight(self, name: str) -> mx.array:
-        """A whole tensor, by its name in the checkpoint."""
+        """Read a whole tensor, by its name in the checkpoint."""
         return read(self._tensors[name]).astype(mx.float32)
 
     def final_norm(self, hidden: mx.array) -> mx.array:
-        """What came out of the last block, [..., hidden] -> [..., hidden], as the head takes it."""
+        """Normalise what came out of the last block, [..., hidden], as the head takes it."""
         return mx.fast.rms_norm(hidden, self.weight("model.norm.weight"), self.config.rms_norm_eps)
 
     @property
     def head(self) -> Tensor:
-        """The head [V, hidden], unread: the embedding again where they are tied."""
+        """The head [V, hidden], unread; where they are tied it is the embedding."""
         return self._tensors[self.head_name]
 
     def head_pieces(self) -> Iterator[mx.array]:
-        """The head's rows in order, [some, hidden] at a time."""
+        """Read the head's rows in order, [some, hidden] at a time."""
         rows, width = self.head.shape
         each = max(1, _ROWS_BYTES // (4 * width))
         for start in range(0, rows, each):
@@ -77,17 +80,17 @@ class Layers:
 
     @property
     def head_name(self) -> str:
-        """What the head's weight is called in the checkpoint."""
+        """The name of the head's weight in the checkpoint."""
         return "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
 
 
 def split(hidden: mx.array) -> States:
-    """[N, L, hidden], one sequence at a time."""
+    """Cut [N, L, hidden] into its sequences."""
     return [hidden[i : i + 1] for i in range(hidden.shape[0])]
 
 
 def run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
-    """What `block` makes of each sequence; one after another, so that a block's temporaries are small."""
+    """Send each sequence through `block`, one after another, so that a block's temporaries are small."""
     after = []
     for state in states:
         after.append(block(state, None))

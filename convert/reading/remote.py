@@ -8,7 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.reading.stored import DTYPES, Formatted, Stored, stored_tensors
+from convert.reading.stored import Formatted, Stored, stored_tensors
+from olmo3_mlx.checkpoints.headers import FORMATS
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import CheckpointError, HubError
 
@@ -26,7 +27,7 @@ class Shard:
     _tensors: Mapping[str, Stored] = field(default_factory=dict)
 
     def tensors(self) -> Mapping[str, Stored]:
-        """What it holds, fetched first if need be. Raises HubError."""
+        """The tensors that it holds, by name; it is fetched first if need be. Raises HubError."""
         if not self._tensors:
             from huggingface_hub import hf_hub_download  # noqa: PLC0415  (slow to import)
 
@@ -36,7 +37,7 @@ class Shard:
         return self._tensors
 
     def release(self) -> None:
-        """Nothing more is read: remove the file, unless the cache has it."""
+        """Remove the file, unless the cache has it, as nothing more of it will be read."""
         if self.folder is not None:
             (self.folder / self.file).unlink(missing_ok=True)
             self._tensors = {}
@@ -44,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Remote(Formatted):
-    """A tensor in a shard, of which the hub told type and shape."""
+    """A tensor in a shard whose `format` and shape the hub told."""
 
     shard: Shard
     name: str
@@ -52,7 +53,7 @@ class Remote(Formatted):
     format: str
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis, fetched first if need be.
+        """Read rows `start` to `stop` of the first axis; their shard is fetched first if need be.
 
         Raises HubError, or CheckpointError if the shard does not hold what the hub said.
         """
@@ -69,19 +70,19 @@ def remote_tensors(hub_id: str, revision: str, folder: Path | None) -> dict[str,
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
 
     with hub_errors(hub_id, revision):
-        found = HfApi().get_safetensors_metadata(hub_id, revision=revision)
+        listing = HfApi().get_safetensors_metadata(hub_id, revision=revision)
     tensors: dict[str, Remote] = {}
-    for file, metadata in found.files_metadata.items():
+    for file, metadata in listing.files_metadata.items():
         shard = Shard(hub_id, revision, file, folder)
         for name, info in metadata.tensors.items():
-            if found.sharded and found.weight_map.get(name) != file:
+            if listing.sharded and listing.weight_map.get(name) != file:
                 continue
-            if info.dtype not in DTYPES:
+            if info.dtype not in FORMATS:
                 raise CheckpointError(
-                    f"{hub_id}: {name} is {info.dtype}, expected one of {', '.join(DTYPES)}"
+                    f"{hub_id}: {name} is {info.dtype}, expected one of {', '.join(FORMATS)}"
                 )
             tensors[name] = Remote(shard, name, tuple(info.shape), info.dtype)
-    lacking = sorted(found.weight_map.keys() - tensors.keys())
+    lacking = sorted(listing.weight_map.keys() - tensors.keys())
     if lacking:
         raise HubError(f"{hub_id}: its index promises tensors that its shards lack: {', '.join(lacking[:5])}")
     return tensors

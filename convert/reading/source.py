@@ -8,14 +8,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from convert.quantized import part_names
 from convert.reading.native.checkpoint import files_read, is_native, open_native
 from convert.reading.remote import Remote, Shard, remote_tensors
-from convert.reading.stored import Dequantized, Stored, Tensor, stored_tensors
+from convert.reading.stored import Dequantized, Stored, Tensor
 from convert.size import Size
-from olmo3_mlx.checkpoints.checkpoint import check_names_and_shapes, load_config, name_some, quantize
-from olmo3_mlx.checkpoints.hub import INDEX, TEXT_FILES, has_weights, is_hub_id, resolve, weight_files
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
+from olmo3_mlx.checkpoints.files import INDEX, TEXT_FILES, has_weights, weight_files
+from olmo3_mlx.checkpoints.headers import all_headers, name_some
+from olmo3_mlx.checkpoints.names import is_hub_id, resolve
+from olmo3_mlx.checkpoints.weights import check_names_and_shapes, quantize
 from olmo3_mlx.config import Olmo3Config
-from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError
+from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, Setting
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
@@ -38,19 +42,19 @@ class Source:
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
+        """The number of weights."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def size(self) -> Size:
-        """What all tensors take as they are stored."""
+        """The bytes that all tensors take as they are stored."""
         return Size(self.parameters, sum(tensor.nbytes for tensor in self.tensors.values()))
 
     @property
     def quantized(self) -> dict[str, Quantization]:
-        """How layers are stored that are quantized, by their paths."""
-        found = {name: t.how for name, t in self.tensors.items() if isinstance(t, Dequantized)}
-        return {name.removesuffix(".weight"): how for name, how in found.items()}
+        """The schemes of the layers that are stored quantized, by their paths."""
+        schemes = {name: t.scheme for name, t in self.tensors.items() if isinstance(t, Dequantized)}
+        return {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, shards: Path | None = None) -> "Source":
@@ -62,11 +66,11 @@ class Source:
         """
         hub_id = str(name) if is_hub_id(name) else None
         if shards is not None and hub_id is None:
-            raise OptionError(f"{name} is a folder here: keep=False (--no-keep) is for hub ids")
+            raise OptionError(f"{name} is a folder here: ", Setting("keep", False), " is for hub ids")
         folder = resolve(name, revision, weights=hub_id is None)
         if is_native(folder):
             return cls._native(folder)
-        config, _ = load_config(folder)
+        config = Checkpoint.in_folder(folder).config
         stored: Mapping[str, Stored | Remote] = (
             _all_stored(folder)
             if hub_id is None or has_weights(folder)
@@ -96,17 +100,17 @@ class Source:
         files = {folder / name for name in TEXT_FILES} | files_read(folder, tensors)
         return cls(folder, data, config, tensors, _stamps(files), dtype=mx.bfloat16)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells it from another checkpoint, and from itself after a change, in JSON's types.
+    def fingerprint(self) -> dict[str, Any]:
+        """The facts that tell this checkpoint from another, and from itself after a change, in JSON's types.
 
-        Of a model on the hub that is its commit, however many of its files the cache has by now.
+        For a model on the hub that is its commit, however many of its files the cache has by now.
         """
         if self.hub_id is not None:
             return {"hub": self.hub_id, "commit": self.folder.name}
         return {"folder": str(self.folder.resolve()), "files": [[f.name, *s] for f, s in self.stamps.items()]}
 
     def largest_shard(self) -> int:
-        """Bytes of the largest file that is on this disk only until `release`."""
+        """The bytes of the largest file that is on this disk only until `release`."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
             for shard, size in _remote_bytes(tensor):
@@ -135,7 +139,7 @@ def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns."""
+    """A file's size in bytes and the time of its last change in ns."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -147,23 +151,17 @@ def _remote_bytes(tensor: Tensor) -> list[tuple[Shard, int]]:
 
 
 def _all_stored(folder: Path) -> dict[str, Stored]:
-    tensors: dict[str, Stored] = {}
-    for file in weight_files(folder):
-        found = stored_tensors(file)
-        twice = sorted(found.keys() & tensors.keys())
-        if twice:
-            raise CheckpointError(f"{file}: holds tensors that another file holds too: {name_some(twice)}")
-        tensors |= found
+    headers = all_headers(weight_files(folder))
     index = folder / INDEX
     promised = read_json(index)["weight_map"] if index.is_file() else {}
-    lacking = sorted(promised.keys() - tensors.keys())
+    lacking = sorted(promised.keys() - headers.keys())
     if lacking:
         raise CheckpointError(f"{index}: promises tensors that no file holds: {name_some(lacking)}")
-    return tensors
+    return {name: Stored.at(header) for name, header in headers.items()}
 
 
 def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored | Remote]) -> dict[str, Tensor]:
-    """Codes, scales and biases of one layer under the name of the weight that they stand for."""
+    """Put codes, scales and biases of each quantized layer under the name of the weight they stand for."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         path, _, kind = name.rpartition(".")
@@ -173,8 +171,8 @@ def _dequantized(config: Olmo3Config, stored: Mapping[str, Stored | Remote]) -> 
             tensors[name] = tensor
             continue
         assert config.quantization is not None
-        how = config.quantization.of(path)
-        assert how is not None
-        parts = [stored[n] for n in (name, f"{path}.scales", f"{path}.biases") if n in stored]
-        tensors[name] = Dequantized(tuple(parts), how)
+        scheme = config.quantization.of(path)
+        assert scheme is not None
+        parts = [stored[part] for part in part_names(name) if part in stored]
+        tensors[name] = Dequantized(tuple(parts), scheme)
     return tensors

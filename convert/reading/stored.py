@@ -1,7 +1,6 @@
 """Tensors as they lie in files, read some rows at a time."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,17 +9,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from convert.quantized import dequantized
+from olmo3_mlx.checkpoints.headers import FORMATS, TensorHeader, read_headers
 from olmo3_mlx.errors import CheckpointError
 from olmo3_mlx.quantization import Quantization
 
-# safetensors' dtype names that a checkpoint may hold -> MLX's, and NumPy's of the same size.
-DTYPES: Mapping[str, tuple[mx.Dtype, str]] = {
-    "BF16": (mx.bfloat16, "<u2"),
-    "F16": (mx.float16, "<f2"),
-    "F32": (mx.float32, "<f4"),
-    "U32": (mx.uint32, "<u4"),
-    "U8": (mx.uint8, "u1"),
-}
+_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U32": "<u4", "U8": "u1"}  # of the same size
 
 _PIECE_BYTES = 2**24  # of a tensor as it is stored
 
@@ -30,92 +24,98 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As it will be read."""
+        """The shape of the array that reading all rows gives."""
         ...
 
     @property
     def dtype(self) -> mx.Dtype:
-        """As it will be read."""
+        """The dtype of the rows that reading gives."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in its file."""
+        """The bytes that it takes in its file."""
         ...
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis, evaluated. Raises CheckpointError."""
+        """Read rows `start` to `stop` of the first axis; they are evaluated. Raises CheckpointError."""
         ...
 
 
 class Formatted:
-    """What is known of a tensor by its shape and safetensors' name for its dtype."""
+    """What a tensor's shape and safetensors' name for its dtype, `format`, tell of it."""
 
     shape: tuple[int, ...]
     format: str
 
     @property
     def dtype(self) -> mx.Dtype:
-        """MLX's name for how it is stored."""
-        return DTYPES[self.format][0]
+        """MLX's dtype for the format."""
+        return FORMATS[self.format]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """The bytes of its data."""
         return prod(self.shape) * self.dtype.size
 
 
 @dataclass(frozen=True)
-class Stored(Formatted):
-    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+class Stored(TensorHeader):
+    """A tensor in a safetensors file, unread yet."""
 
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    format: str
+    @classmethod
+    def at(cls, header: TensorHeader) -> "Stored":
+        """The tensor that a header tells of."""
+        return cls(header.file, header.offset, header.shape, header.format)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
+        """Read rows `start` to `stop` of the first axis. Raises CheckpointError if the file is too short."""
         data = rows_in(self.file, self.offset, self.shape, self.format, start=start, stop=stop)
         return evaluated(data, self.format)
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """What a quantized tensor stands for, in float32: `parts` are its codes, scales and, if its mode has
-    any, biases.
+    """The weights that a quantized tensor stands for, in float32. `parts` are its codes, its scales and, if
+    the mode of its `scheme` has any, its biases.
     """
 
     parts: tuple[Tensor, ...]
-    how: Quantization
+    scheme: Quantization
     dtype: mx.Dtype = mx.float32
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weights, not of their codes."""
-        rows, words = self.parts[0].shape
-        return rows, words * 32 // self.how.bits
+        """The shape of the weights, not of their codes."""
+        rows, packed = self.parts[0].shape
+        return rows, packed * 32 // self.scheme.bits
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parts."""
+        """The bytes that all parts take."""
         return sum(part.nbytes for part in self.parts)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop`, dequantized."""
-        array = dequantized([part.rows(start, stop) for part in self.parts], self.how)
+        """Read rows `start` to `stop`, and dequantize them."""
+        array = dequantized([part.rows(start, stop) for part in self.parts], self.scheme)
         mx.eval(array)
         return array
+
+
+def numpy_dtype(format: str) -> "np.dtype[Any]":
+    """NumPy's type of the same size for a type's name in safetensors."""
+    return np.dtype(_NUMPY[format])
 
 
 def rows_in(
     file: Path, offset: int, shape: tuple[int, ...], format: str, *, start: int, stop: int
 ) -> "np.ndarray[Any, Any]":
-    """Rows `start` to `stop` of what lies in a file from `offset` on, in NumPy's type of that size.
+    """Read rows `start` to `stop` of the tensor that lies in a file from `offset` on, in NumPy's type of that
+    size.
 
     Raises CheckpointError if the file cannot be read or is too short.
     """
-    stored, width = np.dtype(DTYPES[format][1]), prod(shape[1:])
+    stored, width = numpy_dtype(format), prod(shape[1:])
     count = (stop - start) * width
     try:
         data = np.fromfile(file, stored, count, offset=offset + start * width * stored.itemsize)
@@ -127,36 +127,20 @@ def rows_in(
 
 
 def evaluated(data: "np.ndarray[Any, Any]", format: str) -> mx.array:
-    """What was read in NumPy's type of that size, in MLX's."""
-    array, dtype = mx.array(data), DTYPES[format][0]
+    """Turn what was read in NumPy's type of that size into an MLX array of the format's dtype."""
+    array, dtype = mx.array(data), FORMATS[format]
     array = array.view(dtype) if array.dtype != dtype else array
     mx.eval(array)
     return array
 
 
-def dequantized(parts: Sequence[mx.array], how: Quantization) -> mx.array:
-    """What codes, scales and, if the mode has any, biases stand for, in float32, lazily."""
-    codes, scales, *biases = parts
-    if how.mode == "affine":  # in the scales' own precision the products would be rounded
-        scales, biases = scales.astype(mx.float32), [b.astype(mx.float32) for b in biases]
-    return mx.dequantize(
-        codes,
-        scales,
-        biases[0] if biases else None,
-        group_size=how.group_size,
-        bits=how.bits,
-        mode=how.mode,
-        dtype=mx.float32,
-    )
-
-
 def read(tensor: Tensor) -> mx.array:
-    """All of it."""
+    """Read all rows of a tensor."""
     return tensor.rows(0, tensor.shape[0])
 
 
 def rows_at_once(tensor: Tensor) -> int:
-    """How many rows of a tensor are read in one piece."""
+    """The number of a tensor's rows that are read in one piece."""
     row = tensor.dtype.size
     for axis in tensor.shape[1:]:
         row *= axis
@@ -164,64 +148,12 @@ def rows_at_once(tensor: Tensor) -> int:
 
 
 def pieces(tensor: Tensor) -> Iterator[mx.array]:
-    """A tensor's rows, some at a time, evaluated."""
+    """Read a tensor's rows in order, some at a time; they are evaluated."""
     each, rows = rows_at_once(tensor), tensor.shape[0]
     for start in range(0, rows, each):
         yield tensor.rows(start, min(start + each, rows))
 
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name; only its header is read.
-
-    Raises CheckpointError for a file that is damaged, or whose tensors are of another dtype.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("its header is longer than it")
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
-        tensors = {
-            name: _stored(file, name, entry, 8 + length, size)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        _check_apart(tensors)
-        return tensors
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
-
-
-def _stored(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> Stored:
-    if entry["dtype"] not in DTYPES:
-        raise CheckpointError(
-            f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(DTYPES)}: it was not written by "
-            f"MLX or for Olmo 3"
-        )
-    start, stop = (begin + offset for offset in entry["data_offsets"])
-    tensor = Stored(file, start, tuple(entry["shape"]), entry["dtype"])
-    if not all(type(n) is int and n >= 0 for n in (*tensor.shape, *entry["data_offsets"])):
-        raise ValueError(f"{name} has a shape or offsets that cannot be")
-    if stop > size or stop - tensor.offset != tensor.nbytes:
-        raise ValueError(f"{name} does not lie where the header says")
-    return tensor
-
-
-def _check_apart(tensors: Mapping[str, Stored]) -> None:
-    """Raise ValueError if two tensors share bytes."""
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if tensor.offset < end:
-            raise ValueError(f"{name} lies on another tensor")
-        end = tensor.offset + tensor.nbytes
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key may stand twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in its header")
-    return found
+    """The tensors of a safetensors file by name. Raises CheckpointError, see `read_headers`."""
+    return {name: Stored.at(header) for name, header in read_headers(file).items()}

@@ -1,4 +1,4 @@
-"""The small files of a result: config.json, the index, and what is copied as it is."""
+"""The small files of a result: config.json, the index, and those that are copied as they are."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from convert.recipe import Plan
 from convert.writer.layout import Layout
-from olmo3_mlx.checkpoints.hub import INDEX, LICENSES, TEXT_FILES
+from olmo3_mlx.checkpoints.files import INDEX, LICENSES, TEXT_FILES
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.quantization import Quantization
 
@@ -31,8 +31,8 @@ def write_index(folder: Path, layout: Layout, parameters: int) -> None:
 def write_config(
     folder: Path, data: Mapping[str, Any], config: Olmo3Config, plan: Plan, dtype: mx.Dtype | None
 ) -> None:
-    """Write config.json: the source's `data`, which was read as `config`, with how it is quantized now
-    and with the dtype of the rest, if that changed, in keys that mlx-lm reads too.
+    """Write config.json: the source's `data`, which was read as `config`, with the plan's quantization and
+    with the dtype of the rest, if that changed, in keys that mlx-lm reads too.
     """
     data = _with_older_rope(data, config.rope)
     for key in ("quantization", "quantization_config"):
@@ -40,29 +40,29 @@ def write_config(
     if dtype is not None:
         data.pop("torch_dtype", None)
         data["dtype"] = str(dtype).rpartition(".")[2]
-    block = _quantization(plan)
-    if block:
-        data |= {"quantization": block, "quantization_config": block}
+    quantization = _quantization(plan)
+    if quantization:
+        data |= {"quantization": quantization, "quantization_config": quantization}
     write_json(folder / "config.json", data)
 
 
-def copy_files(source: Path, words: Path, folder: Path) -> None:
+def copy_files(source: Path, tokenizer_folder: Path, folder: Path) -> None:
     """Copy the small files (tokenizer, template, generation defaults, licence) that are not written anew."""
-    for name, file in _copied(source, words).items():
+    for name, file in _copied(source, tokenizer_folder).items():
         shutil.copyfile(file, folder / name)
 
 
-def small_files(source: Path, words: Path) -> dict[str, str]:
+def copied_files(source: Path, tokenizer_folder: Path) -> dict[str, str]:
     """The files that are copied, each with the SHA-256 of its content."""
-    files = _copied(source, words)
+    files = _copied(source, tokenizer_folder)
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def _copied(source: Path, words: Path) -> dict[str, Path]:
+def _copied(source: Path, tokenizer_folder: Path) -> dict[str, Path]:
     """The files that are copied, by their names: those of the model from `source`, tokenizer and template
-    from `words`, and generation defaults too if `source` has none.
+    from `tokenizer_folder`, and generation defaults too if `source` has none.
     """
-    files = {name: words / name for name in TEXT_FILES if name not in ("config.json", INDEX)}
+    files = {name: tokenizer_folder / name for name in TEXT_FILES if name not in ("config.json", INDEX)}
     files |= {name: source / name for name in LICENSES}
     if (source / _GENERATION).is_file():
         files[_GENERATION] = source / _GENERATION
@@ -75,21 +75,21 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _quantization(plan: Plan) -> dict[str, Any]:
-    """What most layers have, and each that differs by its path, as MLX reads it."""
+    """The scheme of most layers, and those of layers that differ by their paths, as MLX reads them."""
     if not plan.layers:
         return {}
-    kinds = list(plan.layers.values())
-    default = max(kinds, key=kinds.count)
-    differing = {path: _block(how) for path, how in plan.layers.items() if how != default}
-    return {**_block(default), **differing}
+    schemes = list(plan.layers.values())
+    default = max(schemes, key=schemes.count)
+    differing = {path: _keys(scheme) for path, scheme in plan.layers.items() if scheme != default}
+    return {**_keys(default), **differing}
 
 
-def _block(how: Quantization) -> dict[str, Any]:
-    return {"group_size": how.group_size, "bits": how.bits, "mode": how.mode}
+def _keys(scheme: Quantization) -> dict[str, Any]:
+    return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
 
 
 def _with_older_rope(config: Mapping[str, Any], rope: Mapping[str, RopeConfig]) -> dict[str, Any]:
-    """transformers 4's `rope_theta` and `rope_scaling` for version 5's `rope_parameters`, where they
+    """Replace version 5's `rope_parameters` by transformers 4's `rope_theta` and `rope_scaling`, where they
     can say the same: mlx-lm 0.32.2 reads only those.
     """
     sliding = rope.get(SLIDING, RopeConfig(rope[FULL].theta) if FULL in rope else None)
@@ -101,6 +101,6 @@ def _with_older_rope(config: Mapping[str, Any], rope: Mapping[str, RopeConfig]) 
     older = {key: value for key, value in config.items() if key != "rope_parameters"}
     scaling = None
     if full.rope_type != "default":
-        said = {"theta", "truncate"} if full.truncate else {"theta"}  # elsewhere, and by default
-        scaling = {key: value for key, value in asdict(full).items() if key not in said}
+        elsewhere = {"theta", "truncate"} if full.truncate else {"theta"}  # or said by default
+        scaling = {key: value for key, value in asdict(full).items() if key not in elsewhere}
     return {**older, "rope_theta": full.theta, "rope_scaling": scaling}

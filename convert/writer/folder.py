@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import IO
 
 from convert.size import in_words
+from convert.writer.journal import LAYERS, begun
 from convert.writer.journal import NAME as JOURNAL
-from convert.writer.journal import identity
 from convert.writer.layout import Layout
 from olmo3_mlx.durable import flush, lock, remove_unfinished
-from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error
+from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error, Setting
 
 _LOCK = "lock"
 
 
 def unfinished(dest: Path) -> Path:
-    """Where the work for `dest` lies until it is complete."""
+    """The folder that the work for `dest` lies in until it is complete."""
     return dest.with_name(f".{dest.name}.unfinished")
 
 
 def destination(dest: str | Path) -> Path:
-    """The path that a destination's name means. Raises ConvertError for one that cannot be."""
+    """The path that a destination's name means. Raises ConvertError for a name that no folder can have."""
     try:
         path = Path(dest).expanduser().absolute()
     except (OSError, RuntimeError) as error:  # ~nosuchuser, or a working directory that is gone
@@ -35,8 +35,8 @@ def destination(dest: str | Path) -> Path:
 
 
 def resumable(dest: str | Path) -> bool:
-    """Whether an unfinished conversion to a destination is there to go on with. Raises ConvertError."""
-    return bool(identity(unfinished(destination(dest))))
+    """Whether there is an unfinished conversion to a destination to go on with. Raises ConvertError."""
+    return bool(begun(unfinished(destination(dest))))
 
 
 @contextmanager
@@ -45,20 +45,20 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
 
     Interrupted, out of disk or killed, it stays, and with `resume` the next one goes on in it; after
     an error that going on would meet again it vanishes. What lies there without a journal is removed, as
-    nothing tells what it is. Raises ConvertError if `dest` exists, if an unfinished one is there and
-    `resume` is not given, or another process works in it.
+    nothing tells what it is. Raises ConvertError if `dest` exists, if an unfinished folder is there and
+    `resume` is not given, or if another process works in it.
     """
     folder = unfinished(dest)
     if os.path.lexists(dest):
         complete = " and is complete" if _remove_work(dest) and resume else ""
         raise ConvertError(f"{dest} exists already{complete}: choose another destination, or remove it")
-    made: list[Path] = []
+    created: list[Path] = []
     try:
-        made = [parent for parent in dest.parents if not parent.exists()]
+        created = [parent for parent in dest.parents if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / _LOCK).open("w")
     except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
-        _remove_empty([folder, *made])
+        _remove_empty([folder, *created])
         hint = " (the work is done in a folder with a longer name): choose a shorter one"
         hint = hint if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else ""
         reason = error.strerror if isinstance(error, OSError) else error
@@ -66,11 +66,12 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
     with lock_file:
         if not _locked(lock_file, folder / _LOCK):
             raise ConvertError(f"another process is converting to {dest}: let it finish")
-        new = not identity(folder)
+        new = not begun(folder)
         if not new and not resume:
             raise ConvertError(
-                f"an unfinished conversion to {dest} lies in {folder}: go on with --resume (resume=True), "
-                f"or remove that folder to begin anew"
+                f"an unfinished conversion to {dest} lies in {folder}: go on with ",
+                Setting("resume", True),
+                ", or remove that folder to begin anew",
             )
         remove_unfinished(folder)
         try:
@@ -83,16 +84,16 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
                 isinstance(error, HubError) or not isinstance(error, Olmo3Error)
             )
             if new and not stays:
-                _remove(folder, made)
+                _remove(folder, created)
             if isinstance(error, OSError):
-                raise ConvertError(_explained(error, dest, stays)) from None
+                raise ConvertError(*_explained(error, dest, stays)) from None
             raise
 
 
 def check_room(folder: Path, layout: Layout, extra: int = 0) -> None:
     """Raise ConvertError if the disk has no place for what is still to be written, and `extra` bytes."""
-    there = sum(_allocated(folder / file) for file in layout.headers)
-    needed, free = layout.nbytes - there + extra, shutil.disk_usage(folder).free
+    written = sum(_allocated(folder / file) for file in layout.headers)
+    needed, free = layout.nbytes - written + extra, shutil.disk_usage(folder).free
     if needed > free:
         raise ConvertError(
             f"the result needs {in_words(needed)}, the disk of {folder.parent} has {in_words(free)} left: "
@@ -125,7 +126,7 @@ def _remove_work(dest: Path) -> bool:
     leaves it that was killed right after the folder got its name.
     """
     try:
-        if "layers" not in identity(dest):  # somebody else's file, if any
+        if LAYERS not in begun(dest):  # somebody else's file, if any
             return False
         (dest / _LOCK).unlink(missing_ok=True)
         (dest / JOURNAL).unlink()
@@ -154,9 +155,9 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _remove(folder: Path, made: list[Path]) -> None:
+def _remove(folder: Path, created: list[Path]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    _remove_empty(made)
+    _remove_empty(created)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -165,14 +166,18 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _explained(error: OSError, dest: Path, stays: bool) -> str:
+def _explained(error: OSError, dest: Path, stays: bool) -> tuple[str | Setting, ...]:
+    """The message on an error of the disk, which says whether the work so far stays."""
     advice = {
         errno.ENOSPC: "make room, then ",
         errno.EDQUOT: "make room, then ",
         errno.EEXIST: "move it away, then ",
     }
-    kept = f"{advice.get(error.errno or 0, '')}go on with --resume, what was done is kept"
-    return f"could not write {dest}: {error.strerror or error}; {kept if stays else 'nothing was kept'}"
+    failed = f"could not write {dest}: {error.strerror or error}; "
+    if not stays:
+        return (f"{failed}nothing was kept",)
+    resume = Setting("resume", True)
+    return (f"{failed}{advice.get(error.errno or 0, '')}go on with ", resume, ", what was done is kept")
 
 
 def _umask() -> int:

@@ -1,65 +1,68 @@
-"""What a conversion has done so far, so that one that was killed can go on.
+"""The record of what a conversion has done so far, so that one that was killed can go on.
 
-One file, a line of JSON each, an object whose keys say what it records: first what is being made of what
-and by which options, then every weight that was written with its tensors' checksums. A line that was cut
-short by a kill, or that records nothing known, ends what can be trusted: what lies behind it is done again.
+One file, a line of JSON each, an object whose keys say what it records: first the conversion's ingredients,
+then every weight that was written with its tensors' checksums. A line that was cut short by a kill, or that
+records nothing known, ends what can be trusted: what lies behind it is done again.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from olmo3_mlx.errors import ConvertError
+from olmo3_mlx.errors import ConvertError, Setting
 
 NAME = "journal.jsonl"
 
-OPTIONS = "options"  # how a user says an identity; only told, as other words may say the same
+# Keys of the ingredients. Settings are only told: others may mean the same.
+SETTINGS, PROGRAM, DEVICE, SOURCE = "options", "program", "device", "source"
+DTYPE, CALIBRATION, TARGET, LAYERS, COPIED_FILES = "dtype", "calibration", "target", "layers", "words"
 
-Identity = Mapping[str, Any]  # what is made of what, in JSON's types
+Ingredients = Mapping[str, Any]  # all that the bytes of a result depend on, in JSON's types
 Sums = Mapping[str, str]  # tensor -> SHA-256 of its bytes
+Parts = tuple[str | Setting, ...]  # of an error's message
 
-# Why an identity can differ, whatever the options; and why it can where all that is the same.
-_AROUND = {
-    "program": "another version of olmo3-mlx or mlx",
-    "device": "on another device",
-    "source": "SOURCE is another or has changed",
+# Why ingredients can differ, whatever the settings; and why they can where all that is the same.
+_AROUND: Mapping[str, Parts] = {
+    PROGRAM: ("another version of olmo3-mlx or mlx",),
+    DEVICE: ("on another device",),
+    SOURCE: ("SOURCE is another or has changed",),
 }
-_BEHIND = {
-    "words": "the tokenizer's files have changed",
-    "calibration": "the text of --calibrate has changed",
-    "layers": "the recipe has changed",
+_BEHIND: Mapping[str, Parts] = {
+    COPIED_FILES: ("the tokenizer's files have changed",),
+    CALIBRATION: ("the text of ", Setting("calibrate"), " has changed"),
+    LAYERS: ("the recipe has changed",),
 }
 
 
 class Journal:
     """The record in a folder. Weights are known by their names in the source."""
 
-    def __init__(self, folder: Path, identity: Identity) -> None:
-        """Begin one, or go on with that which is there.
+    def __init__(self, folder: Path, ingredients: Ingredients) -> None:
+        """Begin a journal, or go on with the one that is there.
 
         Raises ConvertError if that is of another conversion, naming what differs; OSError if it cannot
         be written.
         """
         self._path = folder / NAME
         self.done: dict[str, Sums] = {}
-        identity = json.loads(json.dumps(identity))
+        ingredients = json.loads(json.dumps(ingredients))
         lines = _lines(self._path)
         if not lines or _is_written(lines[0]):
-            self._path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            self._path.write_text(json.dumps(ingredients) + "\n", encoding="utf-8")
             return
-        found, *records = lines
-        check_same(folder, found, identity)
+        earlier, *records = lines
+        check_same(folder, earlier, ingredients)
         records = list(takewhile(_is_written, records))
         self.done = {record["weight"]: record["sums"] for record in records}
         # Anew, without a line that was cut short and would swallow the next.
         self._path.write_text(
-            "".join(json.dumps(line) + "\n" for line in [found, *records]), encoding="utf-8"
+            "".join(json.dumps(line) + "\n" for line in [earlier, *records]), encoding="utf-8"
         )
 
     def record(self, weight: str, sums: Sums) -> None:
-        """The tensors of a weight are written."""
+        """Record that the tensors of a weight are written."""
         self.done[weight] = sums
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"weight": weight, "sums": sums}) + "\n")
@@ -71,30 +74,45 @@ class Journal:
                 self.forget(weight)
 
     def forget(self, weight: str) -> None:
-        """It has to be written again."""
+        """Forget a weight's record, so that it is written again."""
         del self.done[weight]
 
 
-def identity(folder: Path) -> dict[str, Any]:
-    """What is being made in a folder; empty if nothing was begun there."""
-    found = next(iter(_lines(folder / NAME)), {})
-    return {} if _is_written(found) else found
+def begun(folder: Path) -> dict[str, Any]:
+    """The ingredients of the conversion that was begun in a folder; empty if none was."""
+    first = next(iter(_lines(folder / NAME)), {})
+    return {} if _is_written(first) else first
 
 
-def check_same(folder: Path, found: Identity, now: Identity) -> None:
-    """Raise ConvertError, saying what differs, if what was `found` in a folder is another conversion."""
-    if all(found.get(key) == now.get(key) for key in (found.keys() | now.keys()) - {OPTIONS}):
+def check_same(folder: Path, earlier: Ingredients, now: Ingredients) -> None:
+    """Raise ConvertError, saying what differs, if what was begun in `folder` has other ingredients."""
+    differing = {key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key)}
+    if differing <= {SETTINGS}:
         return
-    differ = [reason for key, reason in _AROUND.items() if found.get(key) != now.get(key)]
-    begun, asked = found.get(OPTIONS, "other options"), now.get(OPTIONS)
-    if begun != asked:
-        differ.append(f"it was begun with {begun or 'no options'}, not {asked or 'none'}")
-    elif not differ:
-        differ = [reason for key, reason in _BEHIND.items() if found.get(key) != now.get(key)]
+    reasons = [reason for key, reason in _AROUND.items() if key in differing]
+    settings = earlier.get(SETTINGS)
+    if SETTINGS in differing and (isinstance(settings, Mapping) or not reasons):
+        asked = _told(now.get(SETTINGS), "none")
+        reasons.append(("it was begun with ", *_told(settings, "no options"), ", not ", *asked))
+    elif not reasons:
+        reasons = [reason for key, reason in _BEHIND.items() if key in differing]
     raise ConvertError(
-        f"the unfinished conversion in {folder} is another one ({'; '.join(differ) or 'damaged'}): finish it "
-        f"as it was begun, or remove that folder"
+        f"the unfinished conversion in {folder} is another one (",
+        *_joined(reasons or [("damaged",)], "; "),
+        "): finish it as it was begun, or remove that folder",
     )
+
+
+def _told(settings: object, none: str) -> Parts:
+    """Settings as an error tells them; an earlier version wrote them as a text."""
+    if not isinstance(settings, Mapping):
+        return (settings or none if isinstance(settings, str) else "other options",)
+    return tuple(_joined([(Setting(name, value),) for name, value in settings.items()] or [(none,)], " and "))
+
+
+def _joined(parts: Iterable[Parts], between: str) -> Iterator[str | Setting]:
+    for place, some in enumerate(parts):
+        yield from (between, *some) if place else some
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -11,31 +11,32 @@ from math import prod
 
 import mlx.core as mx
 
-from convert.reading.stored import DTYPES
-from olmo3_mlx.checkpoints.hub import SINGLE
+from convert.quantized import part_names
+from olmo3_mlx.checkpoints.files import SINGLE
+from olmo3_mlx.checkpoints.headers import FORMATS
 from olmo3_mlx.quantization import Quantization
 
 SHARD_BYTES = 5 * 10**9  # a file holds no more, unless the parts of a single weight do
 
-_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a tensor of the result will be."""
+    """The shape and dtype that a tensor of the result will have."""
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """The bytes of its data."""
         return prod(self.shape) * self.dtype.size
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: `offset` counts from the file's beginning."""
+    """The file that a tensor lies in, and its `offset` from the file's beginning."""
 
     file: str
     offset: int
@@ -51,32 +52,32 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The bytes of all tensors."""
         return sum(place.spec.nbytes for place in self.places.values())
 
     def size(self, file: str) -> int:
-        """Bytes of a file, header included."""
+        """The bytes of a file, its header included."""
         mine = (place.spec.nbytes for place in self.places.values() if place.file == file)
         return len(self.headers[file]) + sum(mine)
 
 
-def parts(name: str, shape: tuple[int, ...], dtype: mx.Dtype, how: Quantization | None) -> dict[str, Spec]:
+def part_specs(
+    name: str, shape: tuple[int, ...], dtype: mx.Dtype, scheme: Quantization | None
+) -> dict[str, Spec]:
     """The tensors that a weight [outputs, inputs] becomes: itself, or codes, scales and, in affine
     mode, biases, as mx.quantize gives them.
     """
-    if how is None:
+    if scheme is None:
         return {name: Spec(shape, dtype)}
-    path = name.removesuffix(".weight")
     rows, inputs = shape
-    groups = (rows, inputs // how.group_size)
-    found = {name: Spec((rows, inputs * how.bits // 32), mx.uint32)}
-    if how.mode != "affine":
-        return found | {f"{path}.scales": Spec(groups, mx.uint8)}
-    return found | {f"{path}.scales": Spec(groups, dtype), f"{path}.biases": Spec(groups, dtype)}
+    groups = (rows, inputs // scheme.group_size)
+    specs = [Spec((rows, inputs * scheme.bits // 32), mx.uint32)]
+    specs += [Spec(groups, dtype)] * 2 if scheme.mode == "affine" else [Spec(groups, mx.uint8)]
+    return dict(zip(part_names(name), specs, strict=False))
 
 
 def lay_out(weights: Sequence[Mapping[str, Spec]], shard_bytes: int | None = None) -> Layout:
-    """Files for the parts of each weight, in the order given; those of one weight stay together."""
+    """Lay out files for the parts of each weight, in the order given; those of one weight stay together."""
     shards = _shards(weights, SHARD_BYTES if shard_bytes is None else shard_bytes)
     headers: dict[str, bytes] = {}
     places: dict[str, Place] = {}

@@ -17,11 +17,11 @@ _READ_BYTES = 2**24  # at once, when a file is checked
 
 
 class Output:
-    """The files of a result in a folder, at their full size from the start, and what is filled."""
+    """The files of a result in a folder: at their full size from the start, and filled piece by piece."""
 
     def __init__(self, folder: Path, layout: Layout, journal: Journal) -> None:
-        """Make the files, or go on with those there: what the journal says was written is checked, and
-        forgotten where the bytes are not there. Raises OSError if the disk does not take it.
+        """Make the files, or go on with those that are there: each weight that the journal records is
+        checked, and its record forgotten if the bytes are others. Raises OSError if the disk fails.
         """
         self._folder, self._layout, self._journal = folder, layout, journal
         self._sums: dict[str, hashlib._Hash] = {}  # of the weight being written
@@ -31,7 +31,7 @@ class Output:
                 stream.write(header)
                 stream.truncate(layout.size(file))
         for weight, sums in list(journal.done.items()):
-            if self._found(sums) != sums:
+            if self._sums_now(sums) != sums:
                 journal.forget(weight)
 
     def write(self, weight: str, piece: Mapping[str, mx.array]) -> None:
@@ -45,17 +45,17 @@ class Output:
             self._put(self._layout.places[name], start, data)
             self._written[name] = start + data.nbytes
         if all(self._written[name] == self._layout.places[name].spec.nbytes for name in piece):
-            self._journal.record(weight, {name: found.hexdigest() for name, found in self._sums.items()})
+            self._journal.record(weight, {name: total.hexdigest() for name, total in self._sums.items()})
             self._sums, self._written = {}, {}
 
     def finish(self) -> None:
-        """Flush everything to the disk, and read it back. Raises ConvertError for what is not there."""
-        expected = {name: total for sums in self._journal.done.values() for name, total in sums.items()}
+        """Flush everything to the disk, and read it back. Raises ConvertError if that differs."""
+        expected = {name: written for sums in self._journal.done.values() for name, written in sums.items()}
         assert expected.keys() == self._layout.places.keys()
         for file in self._layout.headers:
             flush(self._folder / file)
             _forget_cached(self._folder / file)
-        bad = [name for name, found in self._found(expected).items() if found != expected[name]]
+        bad = [name for name, read in self._sums_now(expected).items() if read != expected[name]]
         bad += [file for file in self._layout.headers if not self._as_laid_out(file)]
         if bad:
             raise ConvertError(
@@ -69,9 +69,9 @@ class Output:
             while data:
                 data = data[stream.write(data) :]
 
-    def _found(self, names: Iterable[str]) -> Sums:
-        """SHA-256 of what the files hold now."""
-        found = {}
+    def _sums_now(self, names: Iterable[str]) -> Sums:
+        """The SHA-256 of the bytes that the files hold now, for each tensor."""
+        sums = {}
         for name in names:
             place, total = self._layout.places[name], hashlib.sha256()
             with (self._folder / place.file).open("rb", buffering=0) as stream:
@@ -80,18 +80,19 @@ class Output:
                 while left and (data := stream.read(min(left, _READ_BYTES))):
                     total.update(data)
                     left -= len(data)
-            found[name] = total.hexdigest()
-        return found
+            sums[name] = total.hexdigest()
+        return sums
 
     def _as_laid_out(self, file: str) -> bool:
-        """Whether the header, parsed anew, says what was meant."""
+        """Whether the header, parsed anew, says what the layout says."""
         try:
             tensors = stored_tensors(self._folder / file)
         except CheckpointError:
             return False
-        meant = {n: p for n, p in self._layout.places.items() if p.file == file}
-        return tensors.keys() == meant.keys() and all(
-            (t.shape, t.dtype, t.offset) == (meant[n].spec.shape, meant[n].spec.dtype, meant[n].offset)
+        laid_out = {n: p for n, p in self._layout.places.items() if p.file == file}
+        return tensors.keys() == laid_out.keys() and all(
+            (t.shape, t.dtype, t.offset)
+            == (laid_out[n].spec.shape, laid_out[n].spec.dtype, laid_out[n].offset)
             for n, t in tensors.items()
         )
 

@@ -2,7 +2,7 @@
 
 Where MLX has no fused kernel (masks on CUDA, everything on the CPU) it writes the scores of all
 queries against all keys; a long prefill then needs more memory for them than for the model. So
-queries go in blocks, each against the keys that its window reaches. Shapes: B batch, H query heads,
+queries go some at a time, against the keys that their window reaches. Shapes: B batch, H query heads,
 K key-value heads, L queries, S keys, D head dimension.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-_BLOCK_BYTES = 2**27  # scores of one block of queries
+SCORES_BYTES = 2**27  # scores that are written at a time
 
 Mask = mx.array | str | None  # as mx.fast.scaled_dot_product_attention takes it
 
@@ -88,10 +88,10 @@ def visible(length: int, before: int, window: int) -> mx.array:
 
 
 def _rows_at_once(queries: mx.array, keys: mx.array, window: int) -> int:
-    """How many queries to take in one block: all of them if their scores are never written."""
+    """How many queries to take at a time: all of them if their scores are never written."""
     batch, heads, length, _ = queries.shape
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     if on_gpu and not (window and keys.shape[2] > window):
         return length
     reach = min(keys.shape[2], window + length - 1) if window else keys.shape[2]
-    return max(32, _BLOCK_BYTES // (batch * heads * reach * queries.itemsize) // 32 * 32)
+    return max(32, SCORES_BYTES // (batch * heads * reach * queries.itemsize) // 32 * 32)

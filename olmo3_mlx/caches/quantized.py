@@ -19,17 +19,19 @@ import mlx.core as mx
 
 from olmo3_mlx.caches.attention import attention, pace, visible
 from olmo3_mlx.errors import OptionError
+from olmo3_mlx.packing import packed
 
-# Bits of keys and values. At 4 bits values get a fifth, as their errors cost more: CONTRIBUTING.
+# Bits of keys and values. At 4 bits values get a fifth, as their errors cost more (docs/decisions).
 BITS = {8: (8, 8), 4: (4, 5)}
+GROUP_SIZES = (32, 64, 128)
 
-_FEW_QUERIES = 8  # up to here the products with packed keys beat unpacking them
-_UNPACKED_BYTES = 2**28  # keys and values that are unpacked at a time
+FEW_QUERIES = 8  # up to here the products with packed keys beat unpacking them
+UNPACKED_BYTES = 2**28  # keys and values that are unpacked at a time
 
 
 @dataclass(frozen=True)
 class KVQuantization:
-    """How a cache is quantized. Raises OptionError for what MLX's kernels cannot multiply with.
+    """The form of quantized keys and values. Raises OptionError for what MLX's kernels cannot multiply with.
 
     bits        8 or 4 (then 5 for values)
     group_size  values that share a scale: 32, 64 or 128, dividing `head_dim`
@@ -40,9 +42,8 @@ class KVQuantization:
     head_dim: int
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise OptionError(f"kv_bits must be one of {', '.join(map(str, BITS))}, not {self.bits}")
-        if self.group_size not in (32, 64, 128) or self.head_dim % self.group_size:
+        check_bits(self.bits)
+        if self.group_size not in GROUP_SIZES or self.head_dim % self.group_size:
             raise OptionError(
                 f"kv_group_size must be 32, 64 or 128 and divide the head dimension {self.head_dim}, "
                 f"not {self.group_size}"
@@ -64,13 +65,13 @@ class KVQuantization:
         """`olmo3_mlx.caches.attention.attention` over the positions `span` of what `encode` gave."""
         keys, values = self.packed(arrays)
         queries = (_rotated(queries) * scale).astype(queries.dtype)
-        if queries.shape[2] <= _FEW_QUERIES:
+        if queries.shape[2] <= FEW_QUERIES:
             return _attention_packed(queries, keys, values, span, window)
         # Many queries: a few heads at a time, so that only their keys and values are ever unpacked.
         batch, heads = keys.codes.shape[:2]
         together = queries.shape[1] // heads
         one = 2 * batch * (span.stop - span.start) * self.head_dim * queries.itemsize
-        each = max(1, _UNPACKED_BYTES // one)
+        each = max(1, UNPACKED_BYTES // one)
         pieces = []
         for first in range(0, heads, each):
             some = slice(first, first + each)
@@ -86,7 +87,7 @@ class KVQuantization:
             pace(pieces)
         return mx.concatenate(pieces, axis=1)
 
-    def made(self, arrays: list[mx.array]) -> bool:
+    def is_encoded(self, arrays: list[mx.array]) -> bool:
         """True if these are what `encode` of this quantization gives."""
         dims = [a.shape[-1] for a in arrays]
         groups = self.head_dim // self.group_size
@@ -94,12 +95,24 @@ class KVQuantization:
         return dims == [codes[0], groups, codes[1], groups]
 
     def packed(self, arrays: list[mx.array]) -> tuple["Packed", "Packed"]:
-        """Rotated keys, and values, that `encode` made these arrays of."""
+        """The rotated keys, and the values, that are packed in what `encode` gave."""
         key_bits, value_bits = BITS[self.bits]
         return (
             Packed(arrays[0], arrays[1], key_bits, self.group_size),
             Packed(arrays[2], arrays[3], value_bits, self.group_size),
         )
+
+
+def check_bits(bits: int) -> None:
+    """Raise OptionError unless caches can be quantized to so many bits."""
+    if bits not in BITS:
+        raise OptionError(f"kv_bits must be one of {', '.join(map(str, BITS))}, not {bits}")
+
+
+def check_group_size(group_size: int) -> None:
+    """Raise OptionError unless so many values can share a scale."""
+    if group_size not in GROUP_SIZES:
+        raise OptionError(f"kv_group_size must be 32, 64 or 128, not {group_size}")
 
 
 class Packed(NamedTuple):
@@ -159,7 +172,7 @@ def _attention_packed(queries: mx.array, keys: Packed, values: Packed, span: sli
 class QuantizedKeysValues:
     """Positions `start` to `stop` of a cache's arrays: what its newest queries may look at."""
 
-    how: KVQuantization
+    quantization: KVQuantization
     arrays: list[mx.array]
     start: int
     stop: int
@@ -167,25 +180,27 @@ class QuantizedKeysValues:
     def attention(self, queries: mx.array, *, scale: float, window: int) -> mx.array:
         """`olmo3_mlx.caches.attention.attention` for these keys and values."""
         span = slice(self.start, self.stop)
-        return self.how.attention(queries, self.arrays, span, scale=scale, window=window)
+        return self.quantization.attention(queries, self.arrays, span, scale=scale, window=window)
 
 
-def _encode(how: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
-    key_bits, value_bits = BITS[how.bits]
+def _encode(quantization: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
+    key_bits, value_bits = BITS[quantization.bits]
     return (
-        *_rounded(_rotated(keys), key_bits, how.group_size, keys.dtype),
-        *_rounded(values, value_bits, how.group_size, values.dtype),
+        *_rounded(_rotated(keys), key_bits, quantization.group_size, keys.dtype),
+        *_rounded(values, value_bits, quantization.group_size, values.dtype),
     )
 
 
-def _encode_one(how: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
+def _encode_one(quantization: KVQuantization, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
     """The same in fewer kernels, for a decoding step on a GPU, where each of them is a wait."""
-    return _compiled(how)(keys, values)
+    return _compiled(quantization)(keys, values)
 
 
 @lru_cache
-def _compiled(how: KVQuantization) -> Callable[[mx.array, mx.array], tuple[mx.array, ...]]:
-    return cast(Callable[[mx.array, mx.array], tuple[mx.array, ...]], mx.compile(partial(_encode, how)))
+def _compiled(quantization: KVQuantization) -> Callable[[mx.array, mx.array], tuple[mx.array, ...]]:
+    return cast(
+        Callable[[mx.array, mx.array], tuple[mx.array, ...]], mx.compile(partial(_encode, quantization))
+    )
 
 
 def _rotated(x: mx.array) -> mx.array:
@@ -207,18 +222,4 @@ def _rounded(
     scales = (codes * groups).sum(axis=-1, keepdims=True) / squares
     scales = mx.where(scales == 0, 1, scales).astype(dtype)
     codes = mx.clip(mx.round(groups / scales.astype(mx.float32)), -half, half - 1) + half
-    return _packed(codes.flatten(-2), bits), scales.squeeze(-1)
-
-
-def _packed(codes: mx.array, bits: int) -> mx.array:
-    """Codes below 2 ** bits as MLX packs them: one after the other, lowest bits first, in uint32."""
-    if bits == 8:
-        return codes.astype(mx.uint8).view(mx.uint32)
-    eight = mx.unflatten(codes.astype(mx.uint32), -1, (-1, 8))  # they take `bits` bytes
-    shifts = mx.arange(0, 8 * bits, bits).astype(mx.uint32)
-    if bits == 4:
-        return (eight << shifts).sum(axis=-1)
-    low = (eight[..., :7] << shifts[:7]).sum(axis=-1, keepdims=True)  # what passes 32 bits is lost
-    high = (eight[..., 6:7] >> 2) | (eight[..., 7:] << 3)
-    five = mx.concatenate([low.view(mx.uint8), high.astype(mx.uint8)], axis=-1)
-    return five.flatten(-2).view(mx.uint32)
+    return packed(codes.flatten(-2), bits), scales.squeeze(-1)

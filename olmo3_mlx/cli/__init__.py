@@ -12,7 +12,9 @@ from pathlib import Path
 
 from olmo3_mlx import __version__
 from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
+from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
+from olmo3_mlx.memory.machine import memory_ran_out
 
 _VERBS = (generate, chat, convert, compare, inspect, revisions)
 
@@ -28,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Olmo3Error as error:
-        line = " ".join(str(error).split())
-        print(f"olmo3 {args.verb}: error: {line}", file=sys.stderr)
+        print(f"olmo3 {args.verb}: error: {worded(error)}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt as stop:
         print(f"olmo3 {args.verb}: {': '.join(('interrupted', *stop.args))}", file=sys.stderr)
@@ -37,12 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
         _discard_output()
         return 0
-    except (MemoryError, RuntimeError) as error:  # how MLX says that memory ran out
-        print(
-            f"olmo3 {args.verb}: error: {' '.join(str(error).split()) or 'out of memory'} "
-            f"(`olmo3 inspect` shows what fits this machine)",
-            file=sys.stderr,
-        )
+    except (MemoryError, RuntimeError) as error:  # MLX raises RuntimeError for whatever fails in it
+        line = " ".join(str(error).split()) or "out of memory"
+        hint = " (`olmo3 inspect` shows what fits this machine)" if memory_ran_out(error) else ""
+        print(f"olmo3 {args.verb}: error: {line}{hint}", file=sys.stderr)
         return 1
     except OSError as error:  # standard output on a full disk, say
         print(f"olmo3 {args.verb}: error: {error}", file=sys.stderr)

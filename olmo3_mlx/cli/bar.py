@@ -1,4 +1,4 @@
-"""The progress bar of a long work."""
+"""The progress bar of long work."""
 
 import sys
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ _FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}"
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator["tqdm[NoReturn]"]:
-    """A bar on stderr, if that is a terminal, which goes at the end; its remaining time is guessed from the
-    mean speed so far, as some steps are done at once and others take minutes.
+def progress_bar(title: str) -> Iterator["tqdm[NoReturn]"]:
+    """Show a bar on stderr, if that is a terminal, until the end; its remaining time is guessed from the mean
+    speed so far, as some steps are done at once and others take minutes.
     """
     from tqdm import tqdm  # noqa: PLC0415  (slow to import)
 
     bar: tqdm[NoReturn]
     with tqdm(total=1, bar_format=_FORM, smoothing=0, file=sys.stderr, leave=False, disable=None) as bar:
-        bar.set_description(what)
+        bar.set_description(title)
         yield bar
 
 

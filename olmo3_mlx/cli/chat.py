@@ -2,21 +2,27 @@
 
 import argparse
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 
-from olmo3_mlx.checkpoints.checkpoint import load
-from olmo3_mlx.checkpoints.fingerprint import cache_form, identity
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
-from olmo3_mlx.cli.planning import caches, planned
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering, cache_options
+from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion
 from olmo3_mlx.conversation.saved import SavedConversation, open_conversation
-from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError, SessionError, TemplateError
-from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.errors import (
+    CachesNotSavedError,
+    MemoryFitError,
+    OptionError,
+    PromptError,
+    SessionError,
+    TemplateError,
+)
 from olmo3_mlx.sessions.session import Session
+from olmo3_mlx.text.chat_template import Message
 
 _HELP = """\
 /retry          answer the last message anew
@@ -60,18 +66,16 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError(
                 f"the session {args.session} has a beginning: leave --system out, or use /system"
             )
-        folder, made = planned(args)
-        model, tokenizer = load(folder)
-        form = cache_form(model, args.kv_bits, args.kv_group_size, args.kv_start)
-        files = SessionFiles(saved.caches, identity(model), form) if saved else None
-        session = Session(model, files=files, **caches(args, made))
+        checkpoint = Checkpoint.open(args.model, args.revision)
+        plan = checkpoint.plan(cache_options(args), context=args.context)
+        tokenizer, model = checkpoint.tokenizer, checkpoint.load()
+        session = Session.within(model, plan, files=saved.files(model, plan.options) if saved else None)
         messages = saved.messages if saved else None
         chat = Chat(model, tokenizer, system=args.system, messages=messages, session=session, **options)
         print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)
-        keeper = _Keeper(saved, session) if saved else None
-        if keeper is not None and messages:
-            print(keeper.resume(), file=sys.stderr)
-        _read_lines(_Conversation(chat, keeper))
+        if messages:
+            print(_resumed(session, messages), file=sys.stderr)
+        _read_lines(_Conversation(chat, saved))
     return 0
 
 
@@ -93,45 +97,25 @@ def _read_lines(conversation: "_Conversation") -> None:
             raise PromptError(f"standard input is not UTF-8 text: {error}") from None
 
 
-class _Keeper:
-    """Keeps a conversation on disk; says once if it cannot."""
-
-    def __init__(self, saved: SavedConversation, session: Session) -> None:
-        self._saved = saved
-        self._session = session
-        self._failed = False
-
-    def resume(self) -> str:
-        """Take up what the session held; says what that is."""
-        said = f"(going on after {len(self._saved.messages)} messages"
-        try:
-            self._session.resume()
-        except SessionError as error:
-            return f"{said}, which are read again: {error})"
-        return f"{said}, {len(self._session.tokens)} tokens of which are held)"
-
-    def keep(self, chat: Chat) -> None:
-        """After a turn."""
-        what = "what was said"
-        try:
-            self._saved.write(chat.messages)
-            what = "what the caches hold, which a restart will have to read again"
-            self._session.save()
-            self._failed = False
-        except SessionError as error:
-            if not self._failed:
-                print(f"(not saved is {what}: {error}; the chat goes on)", file=sys.stderr)
-            self._failed = True
+def _resumed(session: Session, messages: Sequence[Message]) -> str:
+    """Take up what a session held, after so many messages; says what that is."""
+    said = f"(going on after {len(messages)} messages"
+    try:
+        session.resume()
+    except SessionError as error:
+        return f"{said}, which are read again: {error})"
+    return f"{said}, {len(session.tokens)} tokens of which are held)"
 
 
 class _Conversation:
     """What one line of input does."""
 
-    def __init__(self, chat: Chat, keeper: _Keeper | None) -> None:
+    def __init__(self, chat: Chat, saved: SavedConversation | None) -> None:
         self.chat = chat
         self.open = True
         self.last: Completion | None = None
-        self._keeper = keeper
+        self._saved = saved
+        self._told = False  # that saving failed: once is enough
 
     def take(self, line: str) -> None:
         """Run a command, or send a message and print the answer."""
@@ -174,7 +158,7 @@ class _Conversation:
                         if interrupted():
                             break
         except (PromptError, TemplateError, MemoryFitError) as error:
-            print(f"error: {error} (/help lists what can be done)", file=sys.stderr)
+            print(f"error: {worded(error)} (/help lists what can be done)", file=sys.stderr)
             return
         except KeyboardInterrupt:
             pass
@@ -186,9 +170,20 @@ class _Conversation:
         self._keep()
 
     def _keep(self) -> None:
-        if self._keeper is not None:
+        """Save the conversation, if it has a name."""
+        if self._saved is None:
+            return
+        try:
             with interruptible():  # Ctrl-C waits until it is on the disk
-                self._keeper.keep(self.chat)
+                self._saved.save(self.chat.messages, self.chat.session)
+            self._told = False
+        except SessionError as error:
+            what = "what was said"
+            if isinstance(error, CachesNotSavedError):
+                what = "what the caches hold, which a restart will have to read again"
+            if not self._told:
+                print(f"(not saved is {what}: {error}; the chat goes on)", file=sys.stderr)
+            self._told = True
 
     def _exit(self, _: str) -> None:
         self.open = False
@@ -197,7 +192,7 @@ class _Conversation:
         try:
             self.chat.undo()
         except PromptError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {worded(error)}", file=sys.stderr)
             return
         print("(taken back)", file=sys.stderr)
         self._keep()
@@ -225,5 +220,5 @@ class _Conversation:
         print(
             f"conversation: {len(self.chat.messages)} messages, {self.chat.tokens} of {session.context} "
             f"tokens, caches: {session.nbytes / 1e9:.3f} GB, "
-            f"checkpoints: {session.checkpoint_bytes / 1e9:.3f} GB"
+            f"snapshots: {session.snapshot_bytes / 1e9:.3f} GB"
         )

@@ -2,21 +2,12 @@
 
 import argparse
 import json
-import shlex
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar, show
-from olmo3_mlx.errors import OptionError, TokenizerError
-from olmo3_mlx.quantization import in_words
 
 if TYPE_CHECKING:
-    from convert.card.page import Measured
-    from convert.card.quality import Quality
-    from convert.reading.source import Source
-    from olmo3_mlx.text.tokenizer import Tokenizer
+    from convert import Comparison
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -63,109 +54,30 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
-    from convert.card.measure import check_comparable, measure  # noqa: PLC0415
-    from convert.card.page import called, figures, write_card  # noqa: PLC0415  (the library never needs it)
-    from convert.reading.source import Source  # noqa: PLC0415
+    from convert import compare  # noqa: PLC0415  (the library never needs it)
 
-    if args.card is not None:
-        _check_card(Path(args.card))
-    original, result = Source.open(args.a, args.revision_a), Source.open(args.b, args.revision_b)
-    check_comparable(original, result)
-    measured = _measured(args, original, result)
-    if args.card is not None:
-        _make(Path(args.card))
     with progress_bar("comparing") as bar:
-        quality = measure(original, result, measured.tokens, lambda done, total: show(bar, done, total))
-    if args.card is not None:
-        a, b, command = called(args.a), called(args.b), _command(args, called)
-        write_card(Path(args.card), quality, replace(measured, original=a, result=b, command=command))
-    print(
-        json.dumps(figures(quality, measured), ensure_ascii=False)
-        if args.json
-        else _report(quality, measured)
-    )
+        comparison = compare(
+            args.a,
+            args.b,
+            text=args.text,
+            tokens=args.tokens,
+            length=args.length,
+            tokenizer=args.tokenizer,
+            revision_a=args.revision_a,
+            revision_b=args.revision_b,
+            card=args.card,
+            progress=lambda done, total: show(bar, done, total),
+        )
+    print(json.dumps(comparison.figures(), ensure_ascii=False) if args.json else _report(comparison))
     return 0
 
 
-def _check_card(folder: Path) -> None:
-    """Raise OptionError for what is no folder, or holds a card, which may be of other checkpoints."""
-    from convert.card.page import CARD, FIGURES  # noqa: PLC0415
+def _report(comparison: "Comparison") -> str:
+    from convert.card.comparison import FLATTERED  # noqa: PLC0415
 
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--card {folder}: expected a folder")
-    there = [name for name in (CARD, FIGURES) if (folder / name).exists()]
-    if there:
-        raise OptionError(
-            f"--card {folder}: holds a card already ({', '.join(there)}): name another folder, or remove it"
-        )
-
-
-def _make(folder: Path) -> None:
-    """The folder of a card, before the long work. Raises OptionError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"--card {folder}: the folder cannot be made ({error.strerror})") from None
-
-
-def _measured(args: argparse.Namespace, original: "Source", result: "Source") -> "Measured":
-    """The text as tokens, and the rest of what a card says about how it was measured."""
-    from convert.card.calibrated import CalibratedOn  # noqa: PLC0415
-    from convert.card.evaluation import Evaluation  # noqa: PLC0415
-    from convert.card.page import FIGURES  # noqa: PLC0415
-    from convert.card.verdict import Quantized  # noqa: PLC0415
-    from convert.texts import read_text  # noqa: PLC0415
-    from olmo3_mlx.checkpoints.hub import resolve  # noqa: PLC0415
-    from olmo3_mlx.model import Olmo3  # noqa: PLC0415
-    from olmo3_mlx.text.tokenizer import Tokenizer  # noqa: PLC0415
-
-    if args.tokens < 2:
-        raise OptionError(f"--tokens must be at least 2, not {args.tokens}")
-    file = None if args.text is None else Path(args.text)
-    folder = original.folder if args.tokenizer is None else resolve(args.tokenizer, weights=False)
-    if args.tokenizer is None and not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(f"{folder}: has no tokenizer.json: say with --tokenizer MODEL whose to take")
-    tokenizer = Tokenizer.from_folder(folder)
-    _check_tokenizers(tokenizer, folder, result.folder, read_text(file))
-    evaluation = Evaluation.make(file, tokenizer, args.tokens, args.length)
-    inputs = {path: inputs for path, (_, inputs) in Olmo3(result.config).quantizable().items()}
-    made = Quantized.found(result.quantized, inputs, CalibratedOn.told(result.folder / FIGURES))
-    how = in_words(original.quantized.values())
-    return evaluation.measured(args.a, args.b, _command(args), made, how)
-
-
-def _check_tokenizers(tokenizer: "Tokenizer", folder: Path, other: Path, text: str) -> None:
-    """Raise OptionError if B's tokenizer, where it has one, reads the text differently. Tags that stages of
-    training name differently do no harm.
-    """
-    ours, theirs = folder / "tokenizer.json", other / "tokenizer.json"
-    if not theirs.is_file() or theirs.read_bytes() == ours.read_bytes():
-        return
-    if type(tokenizer).from_folder(other).encode(text) != tokenizer.encode(text):
-        raise OptionError(
-            f"{other}: its tokenizer reads the text differently from that of {folder}: nothing to compare"
-        )
-
-
-def _command(args: argparse.Namespace, called: Callable[[str], str] = str) -> str:
-    """What does it again; `called` says what folders and files are called in it."""
-    words = ["olmo3", "compare", called(args.a), called(args.b)]
-    words += ["--tokens", str(args.tokens), "--length", str(args.length)]
-    for option in ("text", "tokenizer"):
-        value = getattr(args, option)
-        words += [f"--{option}", called(value)] if value is not None else []
-    for option in ("revision_a", "revision_b"):
-        value = getattr(args, option)
-        words += [f"--{option.replace('_', '-')}", value] if value is not None else []
-    return shlex.join(words)
-
-
-def _report(quality: "Quality", measured: "Measured") -> str:
-    from convert.card.page import FLATTERED  # noqa: PLC0415
-    from convert.card.verdict import advice, meaning, verdict  # noqa: PLC0415
-
-    q, word = quality, verdict(quality)
-    count, length = measured.tokens.shape
+    q = comparison.quality
+    count, length = comparison.text.tokens.shape
     most = max(q.layers, key=lambda e: e.added)
     (a, b), (before, after) = q.sizes, q.perplexity
     rows = [
@@ -178,17 +90,17 @@ def _report(quality: "Quality", measured: "Measured") -> str:
         ("hidden states", f"{q.layers[-1].accumulated:.2%} off after the last layer"),
         ("", f"{most.name} adds the most, {most.added:.2%}"),
     ]  # fmt: skip
+    quantized = comparison.original_quantization
     lines = [
-        f"{measured.original} → {measured.result}",
-        *([f"the first is quantized itself ({measured.quantized})"] if measured.quantized else []),
-        f"on {count} × {length:,} tokens of {measured.text}",
+        f"{comparison.original} → {comparison.result}",
+        *([f"the first is quantized itself ({quantized})"] if quantized else []),
+        f"on {count} × {length:,} tokens of {comparison.text.name}",
         "",
         *(f"  {label:<16}{text}" for label, text in rows),
         "",
-        f"{word}: {meaning(word)}",
-        *([FLATTERED] if measured.flattered else []),
+        f"{comparison.verdict}: {comparison.meaning}",
+        *([FLATTERED] if comparison.flattered else []),
     ]
-    tried = advice(quality, measured.made)
-    if tried:
-        lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in tried)]
+    if comparison.advice:
+        lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in comparison.advice)]
     return "\n".join(lines)

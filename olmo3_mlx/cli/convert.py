@@ -1,17 +1,16 @@
 """olmo3 convert: a checkpoint to MLX form, quantized."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar, show
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.cli.wording import worded
 
 if TYPE_CHECKING:
-    from convert import Report
+    from convert import ConvertOptions, Report
 
 DESCRIPTION = """\
 Quantize a checkpoint's linear layers, embedding and head, for this program and mlx-lm. Norms stay as they
@@ -70,40 +69,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the result against SOURCE and write QUALITY.md (default: if it is quantized)",
     )
     parser.add_argument("--text", metavar="FILE", help="measure on this text (default: one that comes along)")
-    _add_how(parser)
+    _add_quantizing(parser)
     parser.set_defaults(run=run)
 
 
-def _add_how(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_argument_group("how to quantize")
-    how.add_argument(
+def _add_quantizing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to quantize")
+    group.add_argument(
         "--bits",
         type=int,
         choices=(2, 3, 4, 5, 6, 8),
         help="bits per weight (default: 4, in mode mxfp8 8, unless --dtype alone is given)",
     )
-    how.add_argument(
+    group.add_argument(
         "--group-size",
         type=int,
         choices=(16, 32, 64, 128),
         help="weights that share a scale (default: 64, in modes mxfp4 and mxfp8 32, in nvfp4 16)",
     )
-    how.add_argument(
+    group.add_argument(
         "--mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="MLX's quantization (default: affine)"
     )
-    how.add_argument(
+    group.add_argument(
         "--recipe",
         metavar="NAME|FILE",
         help="which layers get how many bits: mixed_4_5 (4, but 5 for values, outputs, gate and down), "
         "mixed_4_6 (4, but 6 for values and outputs), mixed_3_5 (3, but 5 for values, outputs and down), or "
         "a TOML file; they are not mlx-lm's recipes of those names",
     )
-    how.add_argument(
+    group.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="cast what is not quantized, and the scales (default: as in SOURCE)",
     )
-    how.add_argument(
+    group.add_argument(
         "--calibrate",
         nargs="?",
         const=True,
@@ -112,7 +111,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "slower and closer; unless a recipe is given, layers that matter more get more bits at the same "
         "size. Write it after DEST, or with a file as --calibrate=FILE",
     )
-    how.add_argument(
+    group.add_argument(
         "--target-bpw",
         type=float,
         metavar="X",
@@ -124,38 +123,44 @@ def run(args: argparse.Namespace) -> int:
     """Convert and print what came out; returns the exit code."""
     from convert import convert  # noqa: PLC0415  (the library never needs it)
 
-    if args.recipe and (args.bits or args.group_size or args.mode):
-        raise OptionError("--recipe says bits, group size and mode: give either it or those")
-    wanted = (args.bits, args.group_size, args.recipe)
-    if args.target_bpw is not None and (any(wanted) or args.mode not in (None, "affine")):
-        raise OptionError(
-            "--target-bpw chooses bits and group sizes itself, in mode affine: leave out --bits, "
-            "--group-size, --recipe and --mode"
-        )
-    only_cast = args.dtype and not (args.bits or args.mode or args.calibrate is not None or args.target_bpw)
-
+    options = _options(args)
     with _resumable(args), progress_bar("beginning") as bar:
         report = convert(
             args.source,
             args.dest,
-            bits=args.bits or (None if only_cast else ...),
-            group_size=args.group_size,
-            mode=args.mode or "affine",
-            recipe=args.recipe,
-            dtype=args.dtype,
-            calibrate=False if args.calibrate is None else args.calibrate,
-            target_bpw=args.target_bpw,
-            revision=args.revision,
-            tokenizer=args.tokenizer,
-            resume=args.resume,
-            keep=not args.no_keep,
-            card=args.card,
-            text=args.text,
-            upload_to=args.upload,
+            options,
             progress=lambda done, total: show(bar, done, total),
             stage=bar.set_description,
         )
-    return _told(args, report)
+    _tell_outcome(args, report)
+    _tell_quality(args, report)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> "ConvertOptions":
+    """The options of a command line: --dtype alone only casts. Raises OptionError."""
+    from convert.options import ConvertOptions, beside_a_recipe  # noqa: PLC0415  (the library never needs it)
+
+    if args.recipe and args.mode:  # affine is as good as none to ConvertOptions
+        raise beside_a_recipe()
+    calibrates = args.calibrate is not None or args.target_bpw is not None
+    quantizes = args.bits or args.mode or args.recipe or calibrates
+    return ConvertOptions(
+        bits=args.bits or (None if args.dtype and not quantizes else ...),
+        group_size=args.group_size,
+        mode=args.mode or "affine",
+        recipe=args.recipe,
+        dtype=args.dtype,
+        calibrate=False if args.calibrate is None else args.calibrate,
+        target_bpw=args.target_bpw,
+        revision=args.revision,
+        tokenizer=args.tokenizer,
+        resume=args.resume,
+        keep=not args.no_keep,
+        card=args.card,
+        text=args.text,
+        upload_to=args.upload,
+    )
 
 
 @contextmanager
@@ -176,8 +181,8 @@ def _resumable(args: argparse.Namespace) -> Iterator[None]:
         raise
 
 
-def _told(args: argparse.Namespace, report: "Report") -> int:
-    """Print what came out; returns the exit code."""
+def _tell_outcome(args: argparse.Namespace, report: "Report") -> None:
+    """Print what came out."""
     from convert.size import in_words  # noqa: PLC0415
 
     if report.left_out:
@@ -195,38 +200,36 @@ def _told(args: argparse.Namespace, report: "Report") -> int:
         f"{args.dest}: {report.bits_per_weight:.3f} bits per weight, {in_words(report.bytes)} "
         f"(was {in_words(report.source_bytes)}), {report.seconds:.1f} s"
     )
-    return _judged(args, report)
 
 
-def _judged(args: argparse.Namespace, report: "Report") -> int:
-    """Print how good the result is, if that was measured; a poor one gets advice. Returns the exit code."""
-    from convert.card.page import FLATTERED  # noqa: PLC0415
-    from convert.card.verdict import meaning, verdict  # noqa: PLC0415
+def _tell_quality(args: argparse.Namespace, report: "Report") -> None:
+    """Print how good the result is, if that was measured; a poor one gets advice."""
+    from convert.card.command import CompareCommand  # noqa: PLC0415
+    from convert.card.comparison import FLATTERED  # noqa: PLC0415
 
-    if report.quality is None:
-        if report.no_card:
-            print(f"not measured: {report.no_card}", file=sys.stderr)
-        return 0
-    quality, word = report.quality, verdict(report.quality)
-    if report.no_card:
-        print(f"no quality card: {report.no_card} (`{_compare(args)}` makes one)", file=sys.stderr)
+    reason = None if report.no_card is None else worded(report.no_card)
+    if report.comparison is None:
+        if reason is not None:
+            print(f"not measured: {reason}", file=sys.stderr)
+        return
+    comparison, quality = report.comparison, report.comparison.quality
+    if reason is not None:
+        command = CompareCommand(
+            args.source,
+            args.dest,
+            text=args.text,
+            tokenizer=args.dest if args.tokenizer else None,
+            revision_a=args.revision,
+            card=args.dest,
+        )
+        print(f"no quality card: {reason} (`{command}` makes one)", file=sys.stderr)
     print(
-        f"quality: {word} ({meaning(word)}): KL {quality.kl_mean:.5f}, same top token "
+        f"quality: {comparison.verdict} ({comparison.meaning}): KL {quality.kl_mean:.5f}, same top token "
         f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}"
-        f"{'' if report.no_card else '; see QUALITY.md'}"
+        f"{'; see QUALITY.md' if reason is None else ''}"
     )
     if report.flattered:
         print(f"{FLATTERED}: measure on another text (--text FILE)", file=sys.stderr)
-    if word == "poor":
-        said = "; try" if report.advice else ", at the most bits and smallest groups that there are"
-        print(f"the result is poor{said}", *report.advice, sep="\n  - ", file=sys.stderr)
-    return 0
-
-
-def _compare(args: argparse.Namespace) -> str:
-    """The command that measures the result and writes its card."""
-    words = ["olmo3", "compare", args.source, args.dest, "--card", args.dest]
-    words += ["--revision-a", args.revision] if args.revision else []
-    words += ["--text", args.text] if args.text else []
-    words += ["--tokenizer", args.dest] if args.tokenizer else []
-    return shlex.join(words)
+    if comparison.verdict == "poor":
+        end = "; try" if report.advice else ", at the most bits and smallest groups that there are"
+        print(f"the result is poor{end}", *report.advice, sep="\n  - ", file=sys.stderr)

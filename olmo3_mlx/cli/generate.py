@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
-from olmo3_mlx.checkpoints.checkpoint import load
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering
-from olmo3_mlx.cli.planning import caches, planned
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering, cache_options
 from olmo3_mlx.conversation.completion import Completion, join, stream
 from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.sessions.session import Session
@@ -49,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
-    folder, made = planned(args)
-    model, tokenizer = load(folder)
-    session = Session(model, rewind=1, **{**caches(args, made), "checkpoint_bytes": 0})
+    checkpoint = Checkpoint.open(args.model, args.revision)
+    plan = checkpoint.plan(cache_options(args), context=args.context)
+    tokenizer, model = checkpoint.tokenizer, checkpoint.load()
+    session = Session(model, replace(plan.options, rewind=1), context=plan.context, snapshot_bytes=0)
     with interruptible() as interrupted:
         pieces = stream(
             model,

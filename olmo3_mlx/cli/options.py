@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.conversation.options import GenerationOptions, Options
 
@@ -46,6 +47,11 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="quantize the caches only beyond N tokens (default: %(default)s)",
     )
+
+
+def cache_options(args: argparse.Namespace) -> CacheOptions:
+    """The caches' options of a command line. Raises OptionError for a wrong one."""
+    return CacheOptions(args.kv_bits, args.kv_group_size, args.kv_start)
 
 
 def add_answering(parser: argparse.ArgumentParser) -> None:

@@ -3,14 +3,16 @@
 import re
 import weakref
 from collections.abc import Generator, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 from olmo3_mlx.conversation.completion import Completion, answer, rendered
+from olmo3_mlx.conversation.messages import system_message, with_system
 from olmo3_mlx.conversation.options import GenerationOptions, Options
-from olmo3_mlx.errors import OptionError, PromptError
+from olmo3_mlx.errors import PromptError
 from olmo3_mlx.generation.loop import Progress
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
+from olmo3_mlx.text.chat_template import Message
 from olmo3_mlx.text.tokenizer import Tokenizer
 
 
@@ -28,7 +30,7 @@ class Chat:
         tokenizer: Tokenizer,
         *,
         system: str | None = None,
-        messages: Sequence[dict[str, Any]] | None = None,
+        messages: Sequence[Message] | None = None,
         session: Session | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -42,21 +44,22 @@ class Chat:
         self.tokenizer = tokenizer
         self.options = GenerationOptions.over(model.generation_config, **options)
         self.session = session or Session(model)
-        if messages and messages[0]["role"] == "system":
-            if system is not None:
-                raise OptionError("expected one system message: give it as system or in messages, not both")
-            system = messages[0]["content"]
-        self.system = system
         # Weak, so that a reader who breaks off closes the answer at once.
         self._answering: weakref.ref[Generator[Completion]] | None = None
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
-        self.messages = list(messages) if messages else self._beginning()
+        self.messages: list[Message] = with_system(messages or (), system)
+        self._system = system_message(self.messages)
+
+    @property
+    def system(self) -> str | None:
+        """The system message, which `reset` keeps; None if the template has its own."""
+        return self._system
 
     def reset(self, system: str | None = None) -> None:
         """Forget what was said; `system` replaces the system message if it is given."""
         self._close_answer()
-        self.system = self.system if system is None else system
-        self.messages = self._beginning()
+        self._system = self._system if system is None else system
+        self.messages = with_system((), self._system)
         self.session.clear()
 
     @property
@@ -98,9 +101,7 @@ class Chat:
         self._close_answer()
         self.messages = self._before_last_turn()
 
-    def _send(
-        self, text: str, before: list[dict[str, Any]], progress: Progress | None
-    ) -> Generator[Completion]:
+    def _send(self, text: str, before: list[Message], progress: Progress | None) -> Generator[Completion]:
         if not isinstance(text, str) or not text.strip():
             raise PromptError("nothing to send: expected a text")
         messages = [*before, {"role": "user", "content": text}]
@@ -111,7 +112,7 @@ class Chat:
         return kept
 
     def _kept(
-        self, pieces: Generator[Completion], messages: list[dict[str, Any]], opening: str
+        self, pieces: Generator[Completion], messages: list[Message], opening: str
     ) -> Generator[Completion]:
         """The pieces; when they end, the conversation has the turn."""
         said: list[str] = []
@@ -126,10 +127,7 @@ class Chat:
                 assert thinking is not None
                 self.messages = [*messages, {"role": "assistant", "content": thinking[0] + "".join(said)}]
 
-    def _beginning(self) -> list[dict[str, Any]]:
-        return [] if self.system is None else [{"role": "system", "content": self.system}]
-
-    def _before_last_turn(self) -> list[dict[str, Any]]:
+    def _before_last_turn(self) -> list[Message]:
         last = max((i for i, m in enumerate(self.messages) if m["role"] == "user"), default=None)
         if last is None:
             raise PromptError("nothing was said yet: expected a message to go back to")

@@ -9,6 +9,7 @@ from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
+from olmo3_mlx.conversation.messages import with_system
 from olmo3_mlx.conversation.options import GenerationOptions, Options
 from olmo3_mlx.errors import MemoryFitError, OptionError, PromptError
 from olmo3_mlx.generation.loop import Progress, check_prompt
@@ -62,8 +63,18 @@ def generate(
     **options: Unpack[Options],
 ) -> Completion:
     """Answer `prompt` whole. Takes what `stream` takes, raises what it raises."""
-    how: dict[str, Any] = {"system": system, "raw": raw, "tools": tools, "session": session}
-    return join(stream(model, tokenizer, prompt, **how, progress=progress, **options))
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        system=system,
+        raw=raw,
+        tools=tools,
+        session=session,
+        progress=progress,
+        **options,
+    )
+    return join(pieces)
 
 
 def stream(
@@ -96,7 +107,7 @@ def stream(
     """
     checked = GenerationOptions.over(model.generation_config, **options)
     text, opening = _prompt_text(tokenizer, prompt, system, raw, tools)
-    session = session or Session(model, rewind=1, checkpoint_bytes=0)
+    session = session or Session(model, rewind=1, snapshot_bytes=0)
     return answer(session, tokenizer, text, opening, checked, progress=progress)
 
 
@@ -148,14 +159,14 @@ def _answer(
     clock = _Clock(len(ids) - held)
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
 
-    def passed(done: int, total: int) -> None:
+    def on_pass(done: int, total: int) -> None:
         if done < total and short():
             raise MemoryFitError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
         if progress is not None:
             progress(done, total)
 
     with wired():
-        logits = session.prefill(ids[held:], checkpoint=begins - held, progress=passed)
+        logits = session.prefill(ids[held:], snapshot=begins - held, progress=on_pass)
         tokens = session.decode(logits, sampler, limit)
         try:
             for token in tokens:
@@ -240,12 +251,7 @@ def _prompt_text(
         raise PromptError(f"the conversation is empty, or none: expected messages, got {prompt!r}")
     else:
         messages = cast(Sequence[Message], prompt)
-    if system is not None:
-        first = messages[0]
-        if isinstance(first, Mapping) and first.get("role") == "system":
-            raise OptionError("expected one system message: give it as system or in the messages, not both")
-        messages = [{"role": "system", "content": system}, *messages]
-    return rendered(tokenizer, messages, tools)
+    return rendered(tokenizer, with_system(messages, system), tools)
 
 
 def rendered(

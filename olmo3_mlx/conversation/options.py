@@ -1,4 +1,4 @@
-"""How to answer: what a caller asks for, over what the checkpoint says."""
+"""The settings of an answer: what a caller asks for, over what the checkpoint says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from typing import Any, TypedDict, Unpack
 
 from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError
-from olmo3_mlx.generation.sampling import SamplingOptions, check_number
+from olmo3_mlx.generation.sampling import SamplingOptions
+from olmo3_mlx.ranges import check_number
 from olmo3_mlx.text.stop_strings import StopStrings
 
 
 class Options(TypedDict, total=False):
-    """How to answer, as `stream`, `generate` and Chat take it by keyword. None is as good as left out:
-    the checkpoint's generation_config.json decides.
+    """The settings of an answer as keywords of `stream`, `generate` and Chat. None is the same as left out:
+    then the checkpoint's generation_config.json decides.
 
     max_tokens  end after so many; as many as the context takes if nothing says otherwise
     stop        end before this text, or one of these
@@ -31,7 +32,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to answer, decided. Checked when made; raises OptionError for values outside their range."""
+    """The settings of an answer, decided and checked. Raises OptionError for values outside their range."""
 
     sampling: SamplingOptions
     max_tokens: int | None = None  # None: as many as the context takes

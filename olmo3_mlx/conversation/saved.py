@@ -8,38 +8,60 @@ NAME/lock                held by the process that has it open
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from olmo3_mlx.caches.options import CacheOptions
+from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.durable import lock, replace_file
-from olmo3_mlx.errors import OptionError, SessionError
+from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError
+from olmo3_mlx.model import Olmo3
+from olmo3_mlx.sessions.files import SessionFiles
+from olmo3_mlx.sessions.session import Session
+from olmo3_mlx.text.chat_template import Message
 
 _FORMAT = 1
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
 class SavedConversation:
-    """One of them. `messages` is what was said, `role` and `content` each, when it was opened."""
+    """A conversation on disk. `messages` is what was said, `role` and `content` each, when it was opened.
+
+    with open_conversation("work") as saved:
+        session = Session(model, options, files=saved.files(model, options))
+        session.resume()
+        chat = Chat(model, tokenizer, messages=saved.messages, session=session)
+        ...
+        saved.save(chat.messages, session)
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.messages: list[dict[str, Any]] = self._read()
 
-    @property
-    def caches(self) -> Path:
-        """The folder for SessionFiles."""
-        return self.folder / "caches"
+    def files(self, model: Olmo3, options: CacheOptions) -> SessionFiles:
+        """The files in which a session of this model, with caches of these `options`, keeps them."""
+        form = options.form(model.config.head_dim, model.dtype)
+        return SessionFiles(self.folder / "caches", fingerprint(model), form)
 
-    def write(self, messages: list[dict[str, Any]]) -> None:
-        """Keep what was said. Raises SessionError if the disk does not take it; what it had stays."""
+    def save(self, messages: Sequence[Message], session: Session) -> None:
+        """Keep what was said, then what the session's caches hold.
+
+        Raises SessionError if the disk does not take what was said, and CachesNotSavedError if it takes that
+        and not the caches; what was saved before stays whole.
+        """
         data = {"format": _FORMAT, "messages": messages}
         text = json.dumps(data, ensure_ascii=False, indent=1)
         try:
             replace_file(self._path, lambda new: new.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error.strerror}") from None
+        try:
+            session.save()
+        except SessionError as error:
+            raise CachesNotSavedError(*error.parts) from None
 
     @property
     def _path(self) -> Path:

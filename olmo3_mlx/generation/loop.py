@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from olmo3_mlx.caches.cache import Cache, rewind
+from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.errors import OptionError, PromptError
+from olmo3_mlx.token_ids import check_token_ids
 
 # Tokens in one forward pass. A GPU wants many; a CPU is as fast with few, and sooner interrupted.
 PREFILL_CHUNK = {mx.DeviceType.gpu: 2048, mx.DeviceType.cpu: 256}
@@ -33,8 +35,8 @@ class LanguageModel(Protocol):
         """Run the tokens after what the caches hold, which is updated; see Olmo3.__call__."""
         ...
 
-    def make_caches(self, *args: Any, **kwargs: Any) -> list[Cache]:
-        """Empty caches, one per layer; see Olmo3.make_caches."""
+    def make_caches(self, options: CacheOptions | None = None) -> list[Cache]:
+        """Empty caches, one per layer, in the form that `options` say."""
         ...
 
 
@@ -43,26 +45,14 @@ Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
 def check_prompt(ids: Sequence[int], vocab_size: int, context: int) -> None:
-    """Raise PromptError for a prompt that `check_ids` refuses, or that leaves no room for an answer in a
-    context of `context` tokens.
+    """Raise PromptError for a prompt that `check_token_ids` refuses, or that leaves no room for an answer in
+    a context of `context` tokens.
     """
-    check_ids(ids, vocab_size)
+    check_token_ids(ids, vocab_size)
     if len(ids) >= context:
         raise PromptError(
             f"the prompt has {len(ids)} tokens, the context is {context}: shorten it, so that an answer "
             f"fits too"
-        )
-
-
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise PromptError for a prompt that is empty or has an id outside the vocabulary."""
-    if not ids:
-        raise PromptError("the prompt is empty: expected at least one token")
-    outside = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if outside is not None:
-        raise PromptError(
-            f"token id {outside} is outside the model's vocabulary of {vocab_size}: the tokenizer "
-            f"belongs to another model"
         )
 
 

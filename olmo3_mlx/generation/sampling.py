@@ -2,19 +2,19 @@
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.ranges import check_number
 
 _LARGEST_FACTOR = 1e30  # beyond this, float32 differences of logits overflow anyway
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to pick a token. Checked when made; raises OptionError for values outside their range.
+    """The settings for picking a token. Raises OptionError for values outside their range.
 
     temperature         divides the logits; 0 picks the likeliest token, and the filters do nothing
     top_k               keep the k likeliest tokens; 0 keeps all
@@ -114,13 +114,3 @@ def keep_min_p(logits: mx.array, p: float) -> mx.array:
 
 def _keep(logits: mx.array, kept: mx.array) -> mx.array:
     return mx.where(kept, logits, -math.inf)
-
-
-def check_number(
-    name: str, value: object, valid: Callable[[float], bool], expected: str, *, whole: bool = False
-) -> None:
-    """Raise OptionError unless `value` is a (whole) number that is `valid`."""
-    kinds = int if whole else int | float
-    if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
-        kind = "a whole number" if whole else "a number"
-        raise OptionError(f"{name} must be {kind} {expected}, not {value!r}")

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from olmo3_mlx.errors import OptionError
 
+_RAN_OUT = re.compile(r"alloc|out ?of ?memory|insufficient memory", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -55,14 +56,22 @@ def wired() -> Iterator[None]:
 
 
 @contextmanager
-def little_kept() -> Iterator[None]:
-    """Within it MLX keeps at most 1 GiB of freed buffers: work on ever other sizes would pile them up."""
+def small_buffer_pool() -> Iterator[None]:
+    """Let MLX keep at most 1 GiB of freed buffers meanwhile: work on ever other sizes would pile them up."""
     before = mx.set_cache_limit(2**30)
     mx.set_cache_limit(min(before, 2**30))  # on a CPU it keeps less anyway
     try:
         yield
     finally:
         mx.set_cache_limit(before)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, as Python and MLX's backends say it."""
+    if isinstance(error, MemoryError):
+        return True
+    # "[malloc] Unable to allocate", "CallbackErrorOutOfMemory" on Metal, "out of memory" on CUDA
+    return isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error)))
 
 
 class MemoryWatch:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from olmo3_mlx.caches.attention import _BLOCK_BYTES as BLOCK_BYTES
-from olmo3_mlx.caches.cache import KVCache, RotatingKVCache
-from olmo3_mlx.caches.quantized import _FEW_QUERIES as FEW_QUERIES
-from olmo3_mlx.caches.quantized import _UNPACKED_BYTES as UNPACKED_BYTES
+from olmo3_mlx.caches.attention import SCORES_BYTES
+from olmo3_mlx.caches.growing import KVCache
+from olmo3_mlx.caches.options import CacheOptions
+from olmo3_mlx.caches.quantized import FEW_QUERIES, UNPACKED_BYTES
+from olmo3_mlx.caches.rotating import RotatingKVCache
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config
-from olmo3_mlx.memory.sizes import layer_counts, position_bytes
-from olmo3_mlx.model import _PACED_FROM as PACED_FROM
+from olmo3_mlx.memory.sizes import layer_counts
+from olmo3_mlx.model import PACED_FROM
 
 
 class _Counts(NamedTuple):
@@ -43,27 +44,24 @@ def working_bytes(
     config: Olmo3Config,
     chunk: int,
     context: int,
+    options: CacheOptions | None = None,
     *,
-    kv_bits: int | None = None,
-    kv_group_size: int | None = None,
-    kv_start: int = 0,
-    rewind: int = 512,
     itemsize: int = 2,
     on_gpu: bool | None = None,
 ) -> int:
     """What a pass of `chunk` tokens takes for a while, when the caches hold `context` after it.
 
-    A decoding step is a chunk of 1. `itemsize` is the bytes of a number that the model computes in;
-    `on_gpu` says what it runs on, left out MLX's default device; the rest are `make_caches`'s
-    arguments. Raises OptionError where that does.
+    A decoding step is a chunk of 1. `options` are those of the caches; `itemsize` is the bytes of a number
+    that the model computes in; `on_gpu` says what it runs on, left out MLX's default device. Raises
+    OptionError where `make_caches` does.
     """
     gpu = mx.default_device().type == mx.DeviceType.gpu if on_gpu is None else on_gpu
     chunk = min(chunk, context)
-    one = _Pass(config, chunk, context, kv_bits, kv_group_size, kv_start, rewind, itemsize, gpu)
+    one = _Pass(config, chunk, context, options or CacheOptions(), itemsize, gpu)
     sliding, full = layer_counts(config)
-    kinds = [kind for kind, count in ((SLIDING, sliding), (FULL, full)) if count]
-    temporaries = _at_once(max(one.layer(kind) for kind in kinds), sliding + full, chunk, gpu)
-    return int((temporaries + max(one.growth(kind) for kind in kinds) + one.head()) * _MARGIN)
+    layer_types = [name for name, count in ((SLIDING, sliding), (FULL, full)) if count]
+    temporaries = _at_once(max(one.layer(name) for name in layer_types), sliding + full, chunk, gpu)
+    return int((temporaries + max(one.growth(name) for name in layer_types) + one.head()) * _MARGIN)
 
 
 def passes(chunk: int) -> set[int]:
@@ -88,12 +86,13 @@ class _Pass:
     config: Olmo3Config
     length: int
     context: int
-    kv_bits: int | None
-    kv_group_size: int | None
-    kv_start: int
-    rewind: int
+    options: CacheOptions
     itemsize: int
     on_gpu: bool
+
+    @property
+    def _quantizes(self) -> bool:
+        return self.options.holding(self.context).bits is not None
 
     def layer(self, layer_type: str) -> int:
         """Temporaries of one layer, its attention and what goes into its cache included."""
@@ -111,10 +110,10 @@ class _Pass:
     def growth(self, layer_type: str) -> int:
         """The old arrays of one layer's cache, which stay until they are copied into larger ones."""
         held = self._position() * self._room(layer_type)
-        if self.kv_bits is None or self.context <= self.kv_start:
+        if not self._quantizes:
             return held
-        plain = position_bytes(self.config, itemsize=self.itemsize)  # until they are quantized
-        return max(held, plain * min(self._room(layer_type), self.kv_start))
+        plain = self._position(tokens=0)  # until they are quantized
+        return max(held, plain * min(self._room(layer_type), self.options.start))
 
     def head(self) -> int:
         """The last position's logits, and what sampling makes of them."""
@@ -141,18 +140,19 @@ class _Pass:
             return 0
         window = 0 if layer_type == FULL else self.config.sliding_window
         row = self.config.num_attention_heads * self.itemsize
-        rows = min(self.length, max(32, BLOCK_BYTES // (row * seen) // 32 * 32))
+        rows = min(self.length, max(32, SCORES_BYTES // (row * seen) // 32 * 32))
         reach = min(seen, window - 1 + rows) if window else seen
         return (2 if self.on_gpu else 1) * row * rows * reach
 
     def _quantized(self, seen: int, layer_type: str) -> int:
         """What quantizing new keys and values, and attending to packed ones, takes."""
-        if self.kv_bits is None or self.context <= self.kv_start:
+        bits = self.options.holding(self.context).bits
+        if bits is None:
             return 0
         c = self.config
         values = 2 * c.num_key_value_heads * c.head_dim  # at one position
         # Beyond kv_start all that is held so far is quantized at once.
-        encoded = _ENCODE_BYTES * values * max(self.length, min(self.kv_start, seen))
+        encoded = _ENCODE_BYTES * values * max(self.length, min(self.options.start, seen))
         if self.length <= FEW_QUERIES:
             scores = 4 * c.num_attention_heads * self.length
             affine = 2 * values // 32  # biases, for groups of 32 at the least
@@ -160,24 +160,25 @@ class _Pass:
         together = max(UNPACKED_BYTES, 2 * seen * c.head_dim * self.itemsize)
         unpacked = min(values * seen * self.itemsize, together)
         if not self.on_gpu:
-            unpacked = unpacked // self.itemsize * _UNPACK_BYTES_ON_CPU[self.kv_bits]
+            unpacked = unpacked // self.itemsize * _UNPACK_BYTES_ON_CPU[bits]
         return encoded + unpacked
 
     def _joined(self, layer_type: str) -> int:
         """Old and new positions as one array, where a rotating cache will not hold them all."""
-        cache = RotatingKVCache(self.config.sliding_window, self.rewind)
+        cache = RotatingKVCache(self.config.sliding_window, self.options.rewind)
         if layer_type == FULL or cache.kept + self.length <= cache.capacity:
             return 0
         old = min(self.context - self.length, cache.kept)
         return self._position() * (old + self.length) if old > 0 else 0
 
-    def _position(self) -> int:
-        bits = self.kv_bits if self.context > self.kv_start else None
-        return position_bytes(
-            self.config, kv_bits=bits, kv_group_size=self.kv_group_size, itemsize=self.itemsize
-        )
+    def _position(self, tokens: int | None = None) -> int:
+        """Bytes of a position of one layer, in the form in which so many tokens are held: after this pass
+        unless given.
+        """
+        form = self.options.holding(self.context if tokens is None else tokens)
+        return form.position_bytes(self.config.num_key_value_heads, self.config.head_dim, self.itemsize)
 
     def _room(self, layer_type: str) -> int:
         if layer_type == FULL:
             return KVCache.room_for(self.context)
-        return RotatingKVCache(self.config.sliding_window, self.rewind).room_for(self.context)
+        return RotatingKVCache(self.config.sliding_window, self.options.rewind).room_for(self.context)

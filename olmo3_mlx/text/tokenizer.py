@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 
-from olmo3_mlx.errors import ConfigError, PromptError, TemplateError, TokenizerError
+from olmo3_mlx.errors import ConfigError, NoTemplateError, PromptError, TemplateError, TokenizerError
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.text.chat_template import ChatTemplate, Message
 
@@ -116,13 +116,10 @@ class Tokenizer:
     ) -> str:
         """The prompt text of a conversation, see ChatTemplate.render.
 
-        Raises TemplateError if the checkpoint has no template (base models have none).
+        Raises NoTemplateError if the checkpoint has no template (base models have none).
         """
         if self.chat_template is None:
-            raise TemplateError(
-                "this checkpoint has no chat template (base models have none): continue plain text with "
-                "`olmo3 generate --raw`, raw=True in Python"
-            )
+            raise NoTemplateError
         return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def detokenizer(self) -> "Detokenizer":

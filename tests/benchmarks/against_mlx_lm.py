@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from olmo3_mlx import generate, load
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.generation.loop import decode, prefill
 from olmo3_mlx.generation.sampling import Sampler, SamplingOptions
 

@@ -20,7 +20,9 @@ import mlx.core as mx
 
 from olmo3_mlx import Olmo3, load
 from olmo3_mlx.caches.attention import KeysValues
-from olmo3_mlx.caches.cache import STEP, Cache, KVCache
+from olmo3_mlx.caches.buffered import STEP
+from olmo3_mlx.caches.cache import Cache
+from olmo3_mlx.caches.growing import KVCache
 from olmo3_mlx.caches.quantized import KVQuantization, _rounded
 
 SHARED = Path(__file__).parents[3] / "shared"

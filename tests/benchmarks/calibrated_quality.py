@@ -79,23 +79,21 @@ def measure(name: str, calibrations: dict[str, bool | Path], folder: Path) -> No
     reference = evaluate(model, texts)
     plain = np.ones(len(spans))
 
-    def row(how: str, **options: Any) -> None:
+    def row(method: str, **options: Any) -> None:
         nonlocal plain
-        report = convert(source, folder / f"{name} {how}", **options)
-        made = Source.open(folder / f"{name} {how}").tensors
-        model.load_weights([(path, read(tensor).astype(mx.float32)) for path, tensor in made.items()])
+        report = convert(source, folder / f"{name} {method}", **options)
+        tensors = Source.open(folder / f"{name} {method}").tensors
+        model.load_weights([(path, read(tensor).astype(mx.float32)) for path, tensor in tensors.items()])
         found = [
             kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(model, texts), strict=True)
         ]
         kl = np.array([kl for kl, _ in found])
-        plain = kl if how == "rounded" else plain
+        plain = kl if method == "rounded" else plain
         cells = [f"{kl[i]:.4f} ({kl[i] / plain[i]:.2f}) | {found[i][1]:.2f}" for i in (0, 1)]
         others = kl[2:] / plain[2:]
         cells.append(f"{kl[2:].mean():.4f} ({others.mean():.2f}; {others.min():.2f} to {others.max():.2f})")
-        print(
-            f"| {name} | {how} | {report.bits_per_weight:.3f} | {' | '.join(cells)} | {report.seconds:.0f} |",
-            flush=True,
-        )
+        figures = f"{report.bits_per_weight:.3f} | {' | '.join(cells)} | {report.seconds:.0f}"
+        print(f"| {name} | {method} | {figures} |", flush=True)
 
     row("rounded")
     for label, text in calibrations.items():
@@ -110,12 +108,12 @@ def main() -> None:
     args = parser.parse_args()
     print("| checkpoint | how | bits | Wuthering, KL | perplexity | Treasure, KL | perplexity | others | s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as made:
-        novels = Path(made) / "novels.txt"
+    with tempfile.TemporaryDirectory() as folder:
+        novels = Path(folder) / "novels.txt"
         novels.write_text("\n".join(map(unseen_by, TEXTS)), encoding="utf-8")
         texts: dict[str, bool | Path] = {"shipped": True, "novels": novels}
         for name in args.checkpoint:
-            measure(name, {label: texts[label] for label in args.text}, Path(made))
+            measure(name, {label: texts[label] for label in args.text}, Path(folder))
 
 
 if __name__ == "__main__":

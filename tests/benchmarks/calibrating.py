@@ -42,7 +42,7 @@ def main() -> None:
     shutil.rmtree(dest, ignore_errors=True)
     print("mlx", importlib.metadata.version("mlx"), mx.default_device(), "\n")
     print("| step | ended after, s | MLX's peak, GB | the process's, GB |\n|---|---|---|---|")
-    units, begin = resumable._units, time.perf_counter()
+    steps, begin = resumable._steps, time.perf_counter()
 
     def ended(step: str) -> None:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
@@ -57,16 +57,16 @@ def main() -> None:
         return plan
 
     def timed(*args: Any) -> Iterator[Any]:
-        for unit in units(*args):
+        for step in steps(*args):
 
-            def make(unit: Any = unit) -> Any:
-                made = unit.make()
-                ended(unit.names[0].removesuffix(".weight"))
-                return made
+            def quantize(step: Any = step) -> Any:
+                tensors = step.quantize()
+                ended(step.names[0].removesuffix(".weight"))
+                return tensors
 
-            yield unit._replace(make=make)
+            yield step._replace(quantize=quantize)
 
-    with mock.patch("convert.planning.choose", choosing), mock.patch.object(resumable, "_units", timed):
+    with mock.patch("convert.preparing.choose", choosing), mock.patch.object(resumable, "_steps", timed):
         convert(source, dest, bits=4, calibrate=True)
     ended("all")
 

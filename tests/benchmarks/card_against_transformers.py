@@ -35,7 +35,7 @@ def ours(args: argparse.Namespace) -> int:
     from convert.card.measure import measure
     from convert.reading.source import Source
     from convert.reading.stored import read
-    from convert.texts import read_text, text_tokens
+    from convert.reading.texts import read_text, text_tokens
     from olmo3_mlx.text.tokenizer import Tokenizer
 
     args.out.mkdir()

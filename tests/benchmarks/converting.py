@@ -24,7 +24,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from olmo3_mlx import Olmo3, Olmo3Config
-from olmo3_mlx.checkpoints.hub import DEMO
+from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.published import SIZES
 
 HALF = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 16}
@@ -51,8 +51,8 @@ def checkpoint(folder: Path, shape: str, layers: int) -> None:
         files.setdefault(name.split(".")[2] if ".layers." in name else name.split(".")[-2], []).append(name)
     for number, names in enumerate(files.values(), start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        made = {n: tensors.pop(n).astype(mx.bfloat16) for n in names}
-        mx.save_safetensors(str(folder / file), made, metadata={"format": "pt"})
+        held = {n: tensors.pop(n).astype(mx.bfloat16) for n in names}
+        mx.save_safetensors(str(folder / file), held, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))

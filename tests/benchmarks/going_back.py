@@ -27,8 +27,8 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from olmo3_mlx import Completion, Olmo3, Session, Tokenizer, load, stream
-from olmo3_mlx.checkpoints.fingerprint import cache_form, identity
+from olmo3_mlx import CacheOptions, Completion, Olmo3, Session, Tokenizer, load, stream
+from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.text.chat_template import ChatTemplate
 
@@ -159,14 +159,21 @@ def restart(model: Olmo3, tokenizer: Tokenizer, other: Any, messages: Messages, 
     asking = [*messages, user("What is my name?")]
     ids = tokenizer.encode(tokenizer.apply_chat_template(asking))
     ours, peer = [], []
+    form = CacheOptions().form(model.config.head_dim, model.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        saved = Session(model, files=SessionFiles(Path(folder), identity(model), cache_form(model)))
+        saved = Session(
+            model,
+            files=SessionFiles(Path(folder), fingerprint(model), form),
+        )
         said = list(stream(model, tokenizer, messages[:-1], session=saved, temperature=0))
         messages[-1]["content"] = "".join(piece.text for piece in said)
         saved.save()
         for _ in range(rounds):
             begin = time.perf_counter()
-            session = Session(model, files=SessionFiles(Path(folder), identity(model), cache_form(model)))
+            session = Session(
+                model,
+                files=SessionFiles(Path(folder), fingerprint(model), form),
+            )
             session.resume()
             resumed = time.perf_counter() - begin
             seconds, ran = first(stream(model, tokenizer, asking, session=session, temperature=0))

@@ -49,24 +49,24 @@ from olmo3_mlx.quantization import Quantization
 SEED = 123  # mlx-lm's
 
 
-class Made(NamedTuple):
+class Calibrated(NamedTuple):
     """Quantized tensors by name, and how many tokens they were calibrated on."""
 
     tensors: dict[str, mx.array]
     tokens: int
 
 
-def dense(made: Mapping[str, mx.array], plan: Mapping[str, Quantization]) -> dict[str, mx.array]:
+def dense(quantized: Mapping[str, mx.array], plan: Mapping[str, Quantization]) -> dict[str, mx.array]:
     """The weights that quantized tensors stand for, in float32."""
     return {
         f"{path}.weight": mx.dequantize(
-            made[f"{path}.weight"],
-            made[f"{path}.scales"].astype(mx.float32),
-            made[f"{path}.biases"].astype(mx.float32),
-            group_size=how.group_size,
-            bits=how.bits,
+            quantized[f"{path}.weight"],
+            quantized[f"{path}.scales"].astype(mx.float32),
+            quantized[f"{path}.biases"].astype(mx.float32),
+            group_size=scheme.group_size,
+            bits=scheme.bits,
         )
-        for path, how in plan.items()
+        for path, scheme in plan.items()
     }
 
 
@@ -92,29 +92,29 @@ def tensors_of(model: nn.Module) -> dict[str, mx.array]:
 def from_command(main: Callable[[], None], *options: str) -> dict[str, mx.array]:
     """What one of mlx-lm's commands saves."""
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv = ["mlx_lm", *options, "--mlx-path", f"{folder}/made"]
+        sys.argv = ["mlx_lm", *options, "--mlx-path", f"{folder}/result"]
         main()
-        made = {
-            n: a for file in Path(folder).glob("made/*.safetensors") for n, a in mx.load(str(file)).items()
+        quantized = {
+            n: a for file in Path(folder).glob("result/*.safetensors") for n, a in mx.load(str(file)).items()
         }
-        mx.eval(made)
-    return made
+        mx.eval(quantized)
+    return quantized
 
 
-def converted(folder: Path, *options: str) -> Made:
+def converted(folder: Path, *options: str) -> Calibrated:
     from mlx_lm.convert import main
 
-    return Made(from_command(main, "--hf-path", str(folder), "-q", *options), 0)
+    return Calibrated(from_command(main, "--hf-path", str(folder), "-q", *options), 0)
 
 
-def with_gptq(folder: Path, samples: int, length: int) -> Made:
+def with_gptq(folder: Path, samples: int, length: int) -> Calibrated:
     model, tokenizer, _ = in_float32(folder)
     data = load_data(tokenizer, samples, length)
     model, _ = gptq.gptq_quantize(model, data, 4, 64, fallback_bits=6, fallback_group_size=64)
-    return Made(tensors_of(model), data.size)
+    return Calibrated(tensors_of(model), data.size)
 
 
-def with_dynamic_quant(folder: Path, samples: int, length: int) -> Made:
+def with_dynamic_quant(folder: Path, samples: int, length: int) -> Calibrated:
     """Sensitivities in float32; the rest by mlx-lm's command on the bfloat16 checkpoint."""
     model, tokenizer, _ = in_float32(folder)
     data = load_data(tokenizer, samples, length)
@@ -122,10 +122,10 @@ def with_dynamic_quant(folder: Path, samples: int, length: int) -> Made:
     file = Path.home() / "sensitivities.json"
     file.write_text(json.dumps(found))
     options = ("--model", str(folder), "--sensitivities", str(file))
-    return Made(from_command(dynamic_quant.main, *options), data.size)
+    return Calibrated(from_command(dynamic_quant.main, *options), data.size)
 
 
-def with_dwq(folder: Path, samples: int, length: int) -> Made:
+def with_dwq(folder: Path, samples: int, length: int) -> Calibrated:
     """Samples are pieces of the novels from random places; few samples are validated on few as well."""
 
     def unpacked(layer: nn.QuantizedLinear, x: mx.array) -> mx.array:
@@ -154,13 +154,13 @@ def with_dwq(folder: Path, samples: int, length: int) -> Made:
         seed=SEED,
         dtype=mx.float32,
     )
-    return Made(tensors_of(student), samples * length)
+    return Calibrated(tensors_of(student), samples * length)
 
 
-METHODS: dict[str, Callable[[Path, int, int], Made]] = {
+METHODS: dict[str, Callable[[Path, int, int], Calibrated]] = {
     "4-bit": lambda folder, *_: converted(folder),
     "mixed_4_6": lambda folder, *_: converted(folder, "--quant-predicate", "mixed_4_6"),
-    "awq": lambda folder, *_: Made(from_command(awq.main, "--model", str(folder)), 0),
+    "awq": lambda folder, *_: Calibrated(from_command(awq.main, "--model", str(folder)), 0),
     "gptq": with_gptq,
     "dynamic_quant": with_dynamic_quant,
     "dwq": with_dwq,
@@ -168,13 +168,13 @@ METHODS: dict[str, Callable[[Path, int, int], Made]] = {
 LENGTHS = {"dwq": 1025}  # of a sample; others have 512
 
 
-def plan_of(made: dict[str, mx.array], original: dict[str, mx.array]) -> dict[str, Quantization]:
+def plan_of(quantized: dict[str, mx.array], original: dict[str, mx.array]) -> dict[str, Quantization]:
     """Bits and groups as the shapes say."""
     plan = {}
-    for path in (name.removesuffix(".scales") for name in made if name.endswith(".scales")):
+    for path in (name.removesuffix(".scales") for name in quantized if name.endswith(".scales")):
         columns = original[f"{path}.weight"].shape[1]
-        bits = made[f"{path}.weight"].shape[1] * 32 // columns
-        plan[path] = Quantization(bits, columns // made[f"{path}.scales"].shape[1])
+        bits = quantized[f"{path}.weight"].shape[1] * 32 // columns
+        plan[path] = Quantization(bits, columns // quantized[f"{path}.scales"].shape[1])
     return plan
 
 
@@ -182,7 +182,7 @@ def measure(name: str, method: str, samples: int, length: int | None) -> None:
     """Quantize here, then print the row."""
     began = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        made = METHODS[method](SHARED / "lab" / name, samples, length or LENGTHS.get(method, 512))
+        quantized = METHODS[method](SHARED / "lab" / name, samples, length or LENGTHS.get(method, 512))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -191,18 +191,18 @@ def measure(name: str, method: str, samples: int, length: int | None) -> None:
     original = model.tensors()
     texts = [mx.array([tokens_from(tokenizer, text, 20_000, LENGTH)]) for text in TEXTS]
     reference = evaluate(model, texts)
-    plan = plan_of(made.tensors, original)
-    kept = {n: a.astype(mx.float32) for n, a in made.tensors.items() if n.rpartition(".")[0] not in plan}
-    model.load_weights(list({**original, **kept, **dense(made.tensors, plan)}.items()))
+    plan = plan_of(quantized.tensors, original)
+    kept = {n: a.astype(mx.float32) for n, a in quantized.tensors.items() if n.rpartition(".")[0] not in plan}
+    model.load_weights(list({**original, **kept, **dense(quantized.tensors, plan)}.items()))
     found = [kl_and_perplexity(*each) for each in zip(texts, reference, evaluate(model, texts), strict=True)]
-    bits = 8 * sum(a.nbytes for a in made.tensors.values()) / sum(a.size for a in original.values())
+    bits = 8 * sum(a.nbytes for a in quantized.tensors.values()) / sum(a.size for a in original.values())
     cells = " | ".join(f"{kl:.4f} | {perplexity:.2f}" for kl, perplexity in found)
-    how = method
-    if made.tokens:
-        how += f", only {samples} samples" if samples > 0 else ""
-        how += f", of only {length} tokens" if length else ""
+    way = method
+    if quantized.tokens:
+        way += f", only {samples} samples" if samples > 0 else ""
+        way += f", of only {length} tokens" if length else ""
     end = f"{seconds:.0f} | {peak / 1e9:.2f}"
-    print(f"| {name} | {how} | {made.tokens:,} | {bits:.3f} | {cells} | {end} |", flush=True)
+    print(f"| {name} | {way} | {quantized.tokens:,} | {bits:.3f} | {cells} | {end} |", flush=True)
 
 
 def main() -> None:

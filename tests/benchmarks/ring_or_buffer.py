@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from olmo3_mlx.caches.cache import SLACK
+from olmo3_mlx.caches.rotating import SLACK
 
 Step = Callable[[mx.array], mx.array]
 

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from convert.reading.native.unpickle import Global, Made, Persistent, UnpickleError, unpickle
-from convert.reading.stored import DTYPES
+from convert.reading.native.unpickle import Call, Global, Persistent, UnpickleError, unpickle
+from olmo3_mlx.checkpoints.headers import FORMATS
 
 _STORAGES = {"torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16"}
 _REBUILD = "torch._utils._rebuild_tensor_v2"
@@ -27,7 +27,7 @@ class ArchiveError(ValueError):
 
 
 def tensor_in(file: Path, begin: int, length: int, shape: tuple[int, ...], format: str) -> int:
-    """Where in `file` the elements of the tensor begin whose archive is at `begin`, `length` bytes long.
+    """Find where in `file` the elements of a tensor begin whose archive is at `begin`, `length` bytes long.
 
     Raises ArchiveError unless it is a contiguous tensor of that shape and format, OSError.
     """
@@ -49,17 +49,17 @@ def tensor_in(file: Path, begin: int, length: int, shape: tuple[int, ...], forma
         except UnpickleError as error:
             raise ArchiveError(f"has a data.pkl that {error}") from None
         except (TypeError, ValueError, IndexError, KeyError) as error:
-            said = error if isinstance(error, ArchiveError) else "has a data.pkl that describes no tensor"
-            raise ArchiveError(str(said)) from None
+            reason = error if isinstance(error, ArchiveError) else "has a data.pkl that describes no tensor"
+            raise ArchiveError(str(reason)) from None
         at, size = entries.get(f"{root}data/{key}", (0, 0))
-        each = DTYPES[format][0].size
+        each = FORMATS[format].size
         if size < (skipped + math.prod(shape)) * each:
             raise ArchiveError("is cut short")
         return begin + at + skipped * each
 
 
 def numbers(value: Any) -> tuple[int, ...]:
-    """Sizes or offsets out of a pickle. Raises TypeError for anything else."""
+    """Check sizes or offsets out of a pickle. Raises TypeError for anything else."""
     if type(value) is not tuple or len(value) > _AXES:
         raise TypeError
     if not all(type(n) is int and 0 <= n < 2**48 for n in value):
@@ -69,9 +69,9 @@ def numbers(value: Any) -> tuple[int, ...]:
 
 def _described(value: Any, shape: tuple[int, ...], format: str) -> tuple[str, int]:
     """The storage's key and how many of its elements come first."""
-    if type(value) is Made and value.name == _PARAMETER:
+    if type(value) is Call and value.name == _PARAMETER:
         value = value.args[0]
-    if type(value) is not Made or value.name != _REBUILD or type(value.args[0]) is not Persistent:
+    if type(value) is not Call or value.name != _REBUILD or type(value.args[0]) is not Persistent:
         raise TypeError
     storage, skipped, sizes, strides = value.args[:4]
     kind, of, key = storage.id[:3]
@@ -89,7 +89,7 @@ def _described(value: Any, shape: tuple[int, ...], format: str) -> tuple[str, in
 
 
 def _entries(window: "_Window") -> dict[str, tuple[int, int]]:
-    """Where in the archive each entry's bytes begin, and how many there are."""
+    """Find where in the archive each entry's bytes begin, and how many there are."""
     try:
         with zipfile.ZipFile(window) as archive:
             listed = archive.infolist()
@@ -125,19 +125,19 @@ class _Window(io.RawIOBase):
         return self.stream.read(max(0, min(count, self.length - at)))
 
     def readable(self) -> bool:
-        """It is."""
+        """Say yes: it can be."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Say yes: it can be."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """From its begin, from here or from its end."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
-        if base + offset < 0:
+        """Go to an offset from its begin, from here or from its end."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
+        if start + offset < 0:
             raise OSError(22, "Invalid argument")
-        self.at = base + offset
+        self.at = start + offset
         return self.at
 
     def tell(self) -> int:
@@ -145,7 +145,7 @@ class _Window(io.RawIOBase):
         return self.at
 
     def readinto(self, buffer: Any) -> int:
-        """As much as there is."""
+        """Read as much as there is into a buffer."""
         data = self.bytes(self.at, len(buffer))
         buffer[: len(data)] = data
         self.at += len(data)

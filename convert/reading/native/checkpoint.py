@@ -14,7 +14,8 @@ from typing import Any
 
 from convert.reading.native.config import hugging_face_config
 from convert.reading.native.distcp import METADATA, Chunked, chunked_tensors
-from olmo3_mlx.checkpoints.checkpoint import check_names_and_shapes, name_some
+from olmo3_mlx.checkpoints.headers import name_some
+from olmo3_mlx.checkpoints.weights import check_names_and_shapes
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import CheckpointError
 from olmo3_mlx.fields import read_json

@@ -1,7 +1,7 @@
-"""The config.json of a training run of OLMo-core into the one that Hugging Face's form has.
+"""Reading the config.json of a training run of OLMo-core as the one that Hugging Face's form has.
 
-What the official converter (OLMo-core, src/olmo_core/nn/hf/config.py) takes from the built model is taken
-from the config that builds it. Values left out of it (None is never written) are OLMo-core's defaults.
+The official converter (OLMo-core, src/olmo_core/nn/hf/config.py) takes values from the built model; here they
+come from the config that builds it. Values left out of it (None is never written) are OLMo-core's defaults.
 Whatever changes the numbers and is not what every Olmo 3 has is refused; so are keys that nobody knows.
 """
 
@@ -30,7 +30,7 @@ _EPS = 1e-5  # OLMo-core's, where a norm names none
 
 @dataclass(frozen=True)
 class _Layer:
-    """What one block's config says; `window` is -1 where it does not slide."""
+    """The values of one block's config; `window` is -1 where it does not slide."""
 
     hidden: int
     heads: int
@@ -238,10 +238,10 @@ def _scaling(layers: list[_Layer], where: str) -> dict[str, Any] | None:
     """Hugging Face's `rope_scaling`, which holds for all full layers and for no other."""
     if any(layer.scaling for layer in layers if layer.window != -1):
         raise ConfigError(f"{where}: rope scaling must be on full-attention layers only, as in every Olmo 3")
-    found = {layer.scaling for layer in layers if layer.window == -1}
-    if len(found) > 1:
+    scalings = {layer.scaling for layer in layers if layer.window == -1}
+    if len(scalings) > 1:
         raise ConfigError(f"{where}: rope scaling must be the same on all full-attention layers")
-    yarn = dict(found.pop() or ()) if found else {}
+    yarn = dict(scalings.pop() or ()) if scalings else {}
     return (
         {"rope_type": "yarn", **yarn, "attention_factor": 0.1 * math.log(yarn["factor"]) + 1}
         if yarn

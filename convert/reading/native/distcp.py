@@ -19,8 +19,8 @@ import mlx.core as mx
 import numpy as np
 
 from convert.reading.native.archive import ArchiveError, numbers, tensor_in
-from convert.reading.native.unpickle import Global, Made, UnpickleError, unpickle
-from convert.reading.stored import DTYPES, Formatted, evaluated, rows_in
+from convert.reading.native.unpickle import Call, Global, UnpickleError, unpickle
+from convert.reading.stored import Formatted, evaluated, numpy_dtype, rows_in
 from olmo3_mlx.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -59,7 +59,7 @@ class Chunk:
 
     @cached_property
     def _data(self) -> int:
-        """Where its first element lies in the file."""
+        """The place of its first element in the file."""
         try:
             return tensor_in(self.file, self.begin, self.length, self.sizes, self.format)
         except OSError as error:
@@ -68,7 +68,7 @@ class Chunk:
             raise CheckpointError(f"{self.file}: the chunk at {self.begin} {error}: fetch it again") from None
 
     def rows(self, start: int, stop: int) -> "np.ndarray[Any, Any]":
-        """Rows of the chunk, as they are stored."""
+        """Read rows of the chunk, as they are stored."""
         return rows_in(self.file, self._data, self.sizes, self.format, start=start, stop=stop)
 
 
@@ -81,8 +81,8 @@ class Chunked(Formatted):
     chunks: tuple[Chunk, ...]
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of the first axis. Raises CheckpointError for files that are damaged."""
-        whole = np.empty((stop - start, *self.shape[1:]), DTYPES[self.format][1])
+        """Read rows `start` to `stop` of the first axis. Raises CheckpointError for damaged files."""
+        whole = np.empty((stop - start, *self.shape[1:]), numpy_dtype(self.format))
         for chunk in self.chunks:
             begin = chunk.offsets[0]
             first, last = max(start, begin), min(stop, begin + chunk.sizes[0])
@@ -122,8 +122,8 @@ def _read(file: Path, prefix: str) -> tuple[dict[str, Any], dict[str, dict[Any, 
         if name.startswith(prefix)
     }
     places: dict[str, dict[Any, Any]] = {}
-    for made, place in state["storage_data"].items():
-        index = _state(made, _INDEX)
+    for key, place in state["storage_data"].items():
+        index = _state(key, _INDEX)
         name: str = index["fqn"]
         if not name.startswith(prefix):
             continue
@@ -143,8 +143,8 @@ def _named(name: str, prefix: str) -> str:
 
 
 def _state(value: Any, *names: str) -> dict[str, Any]:
-    """The attributes of a stand-in, which must be for one of `names`."""
-    if type(value) is not Made or value.name not in names or type(value.state) is not dict:
+    """The attributes that a call would have set; it must be of one of `names`."""
+    if type(value) is not Call or value.name not in names or type(value.state) is not dict:
         raise TypeError
     return value.state
 
@@ -154,11 +154,11 @@ def _tensor(folder: Path, name: str, table: Mapping[str, Any], places: Mapping[A
     kept = table["properties"].state
     dtype = kept["dtype"] if type(kept) is dict else kept[0]
     if type(dtype) is not Global or dtype.name not in _FORMATS:
-        found = getattr(dtype, "name", "of no known type")
-        raise CheckpointError(f"{folder}: {name} is {found}, expected one of {', '.join(_FORMATS)}")
+        got = getattr(dtype, "name", "of no known type")
+        raise CheckpointError(f"{folder}: {name} is {got}, expected one of {', '.join(_FORMATS)}")
     chunks = []
-    for made in table["chunks"]:
-        state = _state(made, f"{_DCP}.ChunkStorageMetadata")
+    for entry in table["chunks"]:
+        state = _state(entry, f"{_DCP}.ChunkStorageMetadata")
         offsets, sizes = numbers(state["offsets"]), numbers(state["sizes"])
         if len(offsets) != len(shape) or len(sizes) != len(shape) or not shape:
             raise TypeError

@@ -2,7 +2,7 @@
 
 The standard unpickler imports what a pickle names, calls it, and sets attributes on it. This one knows
 some forty opcodes. A global is looked up in the caller's list and stays a name; a call of it is kept as
-`Made(name, args)`, and what would be its attributes as `Made.state`. Nothing is imported or called, and
+`Call(name, args)`, and the attributes that it would get as `Call.state`. Nothing is imported or called, and
 no object but the results' own dictionaries and lists is changed.
 
 Opcodes: https://docs.python.org/3/library/pickletools.html
@@ -28,10 +28,10 @@ class Global:
 
 
 @dataclass(eq=False)
-class Made:
-    """What calling a global would have made. Compared by identity, so that it can be a key.
+class Call:
+    """A call of a global, which was not done. Only the same object is equal, so that it can be a key.
 
-    `state` is what its attributes would have been set from, a dictionary as a rule; None if nothing was.
+    `state` is the value that the attributes would have been set from, a dictionary as a rule, or None.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Made:
 
 @dataclass(frozen=True)
 class Persistent:
-    """What a pickle keeps outside of itself; PyTorch's tensors keep their storages so."""
+    """The id of an object outside of the pickle; PyTorch's tensors keep their storages so."""
 
     id: Any
 
 
-# Calls that make what Python has itself, or nothing of interest; all others are kept as Made.
+# Calls whose results Python has itself, or that are of no interest; all others are kept as Call.
 _PLAIN: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "collections.OrderedDict": lambda args: {},
     "torch.Size": lambda args: _tuple(*args),
@@ -100,37 +100,37 @@ class _Machine:
             step(self)
 
     def number(self, form: str) -> Any:
-        """The next number, in a format of `struct`."""
+        """Read the next number, in a format of `struct`."""
         (value,) = struct.unpack_from(form, self.data, self.at)
         self.at += struct.calcsize(form)
         return value
 
     def take(self, form: str) -> bytes:
-        """The next bytes, after their count in a format of `struct`."""
+        """Read the next bytes, which follow their count in a format of `struct`."""
         count = self.number(form)
         begin, self.at = self.at, self.at + count
         return self.data[begin : self.at]  # if there are fewer, the next opcode is not there either
 
     def line(self) -> str:
-        """Up to the next line feed."""
+        """Read up to the next line feed."""
         end = self.data.index(b"\n", self.at)
         text = self.data[self.at : end].decode()
         self.at = end + 1
         return text
 
     def push(self, value: Any) -> None:
-        """Onto the stack."""
+        """Put a value onto the stack."""
         self.stack.append(value)
 
     def pop(self) -> Any:
-        """Off the stack; marks are no values."""
+        """Take a value off the stack; marks are no values."""
         value = self.stack.pop()
         if value is _MARK:
             raise IndexError
         return value
 
     def to_mark(self) -> list[Any]:
-        """What was pushed since the last mark, which goes too."""
+        """Take off the values that were pushed since the last mark, and the mark."""
         for place in range(len(self.stack) - 1, -1, -1):
             if self.stack[place] is _MARK:
                 values = self.stack[place + 1 :]
@@ -139,7 +139,7 @@ class _Machine:
         raise IndexError
 
     def last(self, count: int) -> tuple[Any, ...]:
-        """The last `count` values, popped, in the order in which they were pushed."""
+        """Take off the last `count` values, in the order in which they were pushed."""
         values = [self.pop() for _ in range(count)]
         return tuple(reversed(values))
 
@@ -162,17 +162,17 @@ class _Machine:
         self.push(self.names.setdefault(full, Global(full)))
 
     def call(self) -> None:
-        """REDUCE and NEWOBJ: keep what would have been called, with what."""
-        made, args = self.last(2)
-        if type(made) is not Global or type(args) is not tuple:
-            raise UnpickleError(f"calls a {type(made).__name__}, expected a global that is admitted")
-        plain = _PLAIN.get(made.name)
-        self.push(plain(args) if plain else Made(made.name, args))
+        """REDUCE and NEWOBJ: keep the call that would have been done."""
+        called, args = self.last(2)
+        if type(called) is not Global or type(args) is not tuple:
+            raise UnpickleError(f"calls a {type(called).__name__}, expected a global that is admitted")
+        plain = _PLAIN.get(called.name)
+        self.push(plain(args) if plain else Call(called.name, args))
 
     def build(self) -> None:
-        """BUILD: keep what would have been set."""
+        """BUILD: keep the state that would have been set."""
         state = self.pop()
-        self.top(Made).state = state
+        self.top(Call).state = state
 
     def set_items(self, items: list[Any]) -> None:
         """Keys and values in turn. A key is flat: hashing nested tuples takes for ever, or overflows C's
@@ -180,18 +180,18 @@ class _Machine:
         """
         target: dict[Any, Any] = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int, Made):
+            if type(key) not in (str, int, Call):
                 raise UnpickleError(f"has a {type(key).__name__} as a key")
             if type(key) is int and key.bit_length() > 32:
                 raise UnpickleError("has a whole number of more than 32 bits as a key")
             target[key] = value
 
     def append(self, values: list[Any]) -> None:
-        """To the list on top."""
+        """Append values to the list on top."""
         self.top(list).extend(values)
 
     def remember(self, place: int) -> None:
-        """The value on top, in the memo."""
+        """Keep the value on top in the memo."""
         if self.stack[-1] is _MARK:
             raise IndexError
         self.memo[place] = self.stack[-1]

@@ -22,7 +22,7 @@ from conftest import TINY, random_model, save_checkpoint  # noqa: E402
 from fake_hub import JUNK, FakeHub, shard  # noqa: E402
 from native_writer import run_config, write_native  # noqa: E402
 
-from olmo3_mlx.checkpoints.hub import DEMO  # noqa: E402
+from olmo3_mlx.checkpoints.names import DEMO  # noqa: E402
 
 SHARED = TESTS.parents[1] / "shared"
 NORM = "model.norm.weight"

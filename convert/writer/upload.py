@@ -2,19 +2,14 @@
 
 from pathlib import Path
 
-from convert.pipeline import Stage
+from convert.progress import Stage
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import HubError
 
 
-def check_upload(repo: str | None) -> None:
-    """Raise HubError, before the long work, for what is no repository's name, or without a login; nothing is
-    checked if there is none.
-    """
-    if repo is None:
-        return
-    from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError  # noqa: PLC0415
+def check_repository_name(repo: str) -> None:
+    """Raise HubError for a text that is no repository's name; the hub is not asked."""
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415  (slow to import)
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
 
     try:
@@ -23,6 +18,13 @@ def check_upload(repo: str | None) -> None:
         raise HubError(f"{repo!r} is no repository's name: expected one like you/olmo3-7b-4bit") from None
     if repo.count("/") != 1:
         raise HubError(f"{repo!r} names no owner: expected a name like you/olmo3-7b-4bit")
+
+
+def check_login(repo: str) -> None:
+    """Raise HubError, before the long work, if nobody is logged in who could upload to `repo`."""
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow to import)
+    from huggingface_hub.errors import LocalTokenNotFoundError  # noqa: PLC0415
+
     with hub_errors(repo, doing="asking who is logged in", advice="check the network and `hf auth login`"):
         try:
             HfApi().whoami()
@@ -31,7 +33,7 @@ def check_upload(repo: str | None) -> None:
 
 
 def upload(folder: Path, repo: str, stage: Stage) -> str:
-    """Make the repository if it is new, put all files of `folder` into it, and return its address.
+    """Make the repository if it is new, put all files of `folder` into it, and give its address.
 
     Raises HubError; the folder is as it was.
     """

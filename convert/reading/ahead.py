@@ -1,18 +1,16 @@
-"""Steps of a long work side by side: reading, computing and writing each in a thread of its own."""
+"""Steps of a long work side by side: reading, computing and writing, each in a thread of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]  # done, in all: bytes or weights
-Stage = Callable[[str], None]  # what begins now, in words
 
 _END = object()
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items of an iterator, each made in another thread while the one before is being used.
+    """Give the items of an iterator; another thread computes the next one while one is being used.
 
     What the iterator raises is raised here, in its turn.
     """

@@ -1,4 +1,4 @@
-"""Texts to measure and to calibrate on: read, and cut into sequences of tokens."""
+"""Texts to measure and to calibrate on, read from files and cut into sequences of tokens."""
 
 import hashlib
 from pathlib import Path
@@ -8,14 +8,14 @@ import mlx.core as mx
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.text.tokenizer import Tokenizer
 
-DEFAULT_TEXT = Path(__file__).parent / "text" / "evaluation.txt"
+DEFAULT_TEXT = Path(__file__).parents[1] / "text" / "evaluation.txt"
 CALIBRATION_TEXT = DEFAULT_TEXT.with_name("calibration.txt")
 DEFAULT_NAME = "the text that comes with olmo3-mlx"
 CALIBRATION_NAME = "the calibration text that comes with olmo3-mlx"
 
 
 def read_text(file: Path | None = None) -> str:
-    """A text file, or the one that comes with this package (convert/text/README.md says what it is).
+    """Read a text file, or the one that comes with this package (convert/text/README.md says what it is).
 
     Raises OptionError if it cannot be read as UTF-8.
     """
@@ -29,15 +29,15 @@ def read_text(file: Path | None = None) -> str:
 
 
 def sha256(text: str) -> str:
-    """Of a text, in hexadecimal digits."""
+    """The SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_tokens(
     text: str, tokenizer: Tokenizer, length: int, count: int, *, least: int | None = None
 ) -> mx.array:
-    """`count` sequences of `length` tokens, evenly spread over a text: [N, L], N = count, L = length; or as
-    many as it has, if that is at least `least` (by default: `count`).
+    """Cut `count` sequences of `length` tokens, evenly spread, out of a text: [N, L], N = count, L = length;
+    or as many as it has, if that is at least `least` (by default: `count`).
 
     Special tokens that stand in the text count as such. Raises OptionError if it is too short, and for
     a count or length that cannot be.

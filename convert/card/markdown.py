@@ -1,0 +1,23 @@
+"""Pieces of Markdown that the cards are written with."""
+
+import re
+from collections.abc import Sequence
+
+
+def code(text: str) -> str:
+    """Text as a code span that keeps to its table cell: line ends and other control characters are escaped,
+    bars too, and fences are longer than the backticks inside.
+    """
+    text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text).replace("|", "\\|")
+    if not text:
+        return "*nothing*"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    # Markdown takes a space off both ends where both have one, unless there is nothing else.
+    pad = " " if "`" in (text[0], text[-1]) or (text[0] == text[-1] == " " and text.strip()) else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """The lines of a table; the second row is the line under the titles."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

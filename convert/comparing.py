@@ -1,0 +1,135 @@
+"""Comparing two checkpoints: how far one is from the other on a text."""
+
+from pathlib import Path
+
+from convert.calibration.text import CalibratedOn
+from convert.card.command import CompareCommand
+from convert.card.comparison import Comparison
+from convert.card.evaluation import EvaluationText
+from convert.card.measure import check_comparable, measure
+from convert.card.method import QuantizationMethod
+from convert.card.page import CARD, FIGURES
+from convert.card.quality_card import write_card
+from convert.progress import Progress
+from convert.reading.source import Source
+from convert.reading.texts import read_text
+from olmo3_mlx.checkpoints.names import resolve
+from olmo3_mlx.errors import OptionError, Setting, TokenizerError
+from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import in_words
+from olmo3_mlx.text.tokenizer import Tokenizer
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 4096,
+    length: int = 512,
+    tokenizer: str | Path | None = None,
+    revision_a: str | None = None,
+    revision_b: str | None = None,
+    card: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure how far the checkpoint `b` is from the original `a` on a text.
+
+    Each is a folder, or a hub id at its revision; they have one architecture and one vocabulary: a quantized
+    checkpoint and its original, or two stages of training. Both are read block by block, so that neither
+    needs to fit into memory.
+
+    About `tokens` tokens are read in sequences of `length`, each without context, spread over a `text` file
+    in UTF-8 or the one that comes with this package. `tokenizer` is a checkpoint whose tokenizer reads the
+    text instead of the original's. `card` is a folder, new or not, that QUALITY.md, quality.json and two
+    pictures are written to. `progress(done, total)` counts the weights of both that have been read.
+
+        from convert import compare
+        comparison = compare("Olmo-3-7B", "olmo3-7b-4bit")
+        print(comparison.verdict, comparison.quality.kl_mean, *comparison.advice)
+
+    Raises OptionError for a text, a number of tokens or a card's folder that cannot be, and for tokenizers
+    that read the text differently; ConfigError, CheckpointError or HubError for a checkpoint that cannot be
+    read or holds NaN; TokenizerError; PromptError for tokens outside the vocabulary; ConvertError for two
+    checkpoints that cannot be compared, or a card that cannot be written.
+    """
+    folder = None if card is None else Path(card)
+    if folder is not None:
+        _check_card(folder)
+    original, result = Source.open(a, revision_a), Source.open(b, revision_b)
+    check_comparable(original, result)
+    read = EvaluationText.read(
+        None if text is None else Path(text), _tokenizer(original, result, tokenizer, text), tokens, length
+    )
+    if folder is not None:
+        _make(folder)
+    quality = measure(original, result, read.tokens, progress)
+    command = CompareCommand(
+        str(a),
+        str(b),
+        tokens=tokens,
+        length=length,
+        text=text,
+        tokenizer=tokenizer,
+        revision_a=revision_a,
+        revision_b=revision_b,
+    )
+    comparison = Comparison(quality, read, command, _method(result), in_words(original.quantized.values()))
+    if folder is not None:
+        write_card(folder, comparison.without_paths())
+    return comparison
+
+
+def _check_card(folder: Path) -> None:
+    """Raise OptionError for what is no folder, or holds a card, which may be of other checkpoints."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(Setting("card", str(folder)), ": expected a folder")
+    cards = [name for name in (CARD, FIGURES) if (folder / name).exists()]
+    if cards:
+        raise OptionError(
+            Setting("card", str(folder)),
+            f": holds a card already ({', '.join(cards)}): name another folder, or remove it",
+        )
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a card, before the long work. Raises OptionError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            Setting("card", str(folder)), f": the folder cannot be made ({error.strerror})"
+        ) from None
+
+
+def _tokenizer(
+    original: Source, result: Source, name: str | Path | None, text: str | Path | None
+) -> Tokenizer:
+    """The tokenizer that reads the text: the original's, or that of another checkpoint.
+
+    Raises OptionError if the result's tokenizer, where it has one, reads the text differently. Tags that
+    stages of training name differently do no harm.
+    """
+    folder = original.folder if name is None else resolve(name, weights=False)
+    if name is None and not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(
+            f"{folder}: has no tokenizer.json: say with ", Setting("tokenizer", "MODEL"), " whose to take"
+        )
+    tokenizer = Tokenizer.from_folder(folder)
+    ours, theirs = folder / "tokenizer.json", result.folder / "tokenizer.json"
+    if not theirs.is_file() or theirs.read_bytes() == ours.read_bytes():
+        return tokenizer
+    read = read_text(None if text is None else Path(text))
+    if Tokenizer.from_folder(result.folder).encode(read) != tokenizer.encode(read):
+        raise OptionError(
+            f"{result.folder}: its tokenizer reads the text differently from that of {folder}: nothing to "
+            f"compare"
+        )
+    return tokenizer
+
+
+def _method(result: Source) -> QuantizationMethod:
+    """The method by which the result was quantized, as far as it tells."""
+    inputs = {path: inputs for path, (_, inputs) in Olmo3(result.config).quantizable().items()}
+    calibrated_on = CalibratedOn.from_figures(result.folder / FIGURES)
+    return QuantizationMethod.of_checkpoint(result.quantized, inputs, calibrated_on)

@@ -1,0 +1,200 @@
+"""Converting a checkpoint: the steps in their order, and the report."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Unpack
+
+from convert.card.command import CompareCommand, own_name
+from convert.card.comparison import Comparison
+from convert.card.evaluation import EvaluationText
+from convert.card.method import QuantizationMethod
+from convert.card.quality import Quality
+from convert.card.quality_card import write_card
+from convert.conversion import Conversion
+from convert.options import ConvertKeywords, ConvertOptions, check_type
+from convert.preparing import evaluation_text, prepare
+from convert.progress import Progress, Stage
+from convert.reading.source import Source
+from convert.size import Size
+from convert.writer.folder import destination, new_folder
+from convert.writer.upload import check_login, upload
+from olmo3_mlx.errors import Olmo3Error
+from olmo3_mlx.memory.machine import small_buffer_pool
+
+_SHARDS = "shards"  # of a model on the hub, until they are converted
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a conversion.
+
+    parameters    the number of weights
+    source_bytes  what the source's tensors take
+    bytes         what the result's tensors take
+    seconds       how long it took
+    left_out      layers that are not quantized as the group size does not divide their inputs
+    comparison    the result measured against the source, if it was
+    no_card       why there is no quality card where one was to be made if possible
+    tokenizer     whether the result has a tokenizer; without one it can neither read nor write text
+    """
+
+    parameters: int
+    source_bytes: int
+    bytes: int
+    seconds: float
+    left_out: tuple[str, ...]
+    comparison: Comparison | None = None
+    no_card: Olmo3Error | None = None
+    tokenizer: bool = True
+
+    @property
+    def bits_per_weight(self) -> float:
+        """The bits of the whole result, scales and unquantized tensors included, over all weights."""
+        return Size(self.parameters, self.bytes).bits_per_weight
+
+    @property
+    def quality(self) -> Quality | None:
+        """The figures of the quality card, if the result was measured."""
+        return None if self.comparison is None else self.comparison.quality
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to try if the quality is not good enough, the most promising first."""
+        return () if self.comparison is None else self.comparison.advice
+
+    @property
+    def flattered(self) -> bool:
+        """Whether the result was measured on the text that it was calibrated on."""
+        return self.comparison is not None and self.comparison.flattered
+
+
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    options: ConvertOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    stage: Stage | None = None,
+    **keywords: Unpack[ConvertKeywords],
+) -> Report:
+    """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
+
+    Options are ConvertOptions, or keywords by the same names: convert(source, dest, bits=4).
+
+    Linear layers, embedding and head are quantized by rounding to nearest: all to `bits`, with one scale for
+    `group_size` weights in MLX's `mode`, or else as `recipe` says. With `bits` None and no recipe nothing is
+    quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
+
+    With `calibrate` (True, or a text file) weights are rounded so that blocks give nearly the same outputs on
+    a text as the original's; and unless there is a recipe, layers that matter more get more bits at the same
+    size. `target_bpw` does so for that many bits per weight in all, instead of `bits`.
+
+    `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
+    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes written,
+    `stage(title)` says what begins. Without `calibrate` memory stays at some rows of the largest tensor. Of a
+    model on the hub a file is fetched when it is needed; with `keep` False it is removed when it was
+    converted: the disk holds one of them at most. `tokenizer` is a checkpoint to take tokenizer and chat
+    template from: OLMo-core's own have none. With `card` the result is measured against the source on a
+    `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be. `upload_to`
+    names a repository on the hub to put it in.
+
+    Raises OptionError for options of other types, or that do not exist or go together; ConfigError,
+    CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
+    is quantized already, a recipe that does not fit it, and a destination that exists or cannot be written;
+    TypeError for a keyword that is no option.
+    """
+    _check_arguments(source, dest, progress, stage)
+    options = ConvertOptions.of(options, **keywords)
+    begin = time.perf_counter()
+    progress, stage = progress or (lambda done, total: None), stage or (lambda title: None)
+    if options.upload_to is not None:
+        check_login(options.upload_to)
+    dest = destination(dest)
+    with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
+        original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
+        conversion = prepare(original, options, folder=folder, stage=stage)
+        text, no_card = evaluation_text(conversion, options)
+        conversion.write(folder, progress, stage)
+        comparison = None
+        if text is not None:
+            command = _compare_command(source, dest, text, options)
+            comparison, no_card = _measured(conversion, folder, text, command, options=options, stage=stage)
+        quality = None if comparison is None or no_card else comparison.quality
+        conversion.describe(folder, options.upload_to or dest.name, quality)
+        shutil.rmtree(folder / _SHARDS, ignore_errors=True)
+    if options.upload_to is not None:
+        upload(dest, options.upload_to, stage)
+    return Report(
+        parameters=original.parameters,
+        source_bytes=original.size.bytes,
+        bytes=conversion.size.bytes,
+        seconds=time.perf_counter() - begin,
+        left_out=conversion.plan.left_out,
+        comparison=comparison,
+        no_card=no_card,
+        tokenizer=(dest / "tokenizer.json").is_file(),
+    )
+
+
+def _check_arguments(source: object, dest: object, progress: object, stage: object) -> None:
+    check_type("source", source, (str, Path), "a folder or a hub id")
+    check_type("dest", dest, (str, Path), "a folder")
+    for name, value in (("progress", progress), ("stage", stage)):
+        check_type(name, value, (Callable, NoneType), "a function or None")  # type: ignore[arg-type]
+
+
+def _measured(
+    conversion: Conversion,
+    folder: Path,
+    text: EvaluationText,
+    command: CompareCommand,
+    *,
+    options: ConvertOptions,
+    stage: Stage,
+) -> tuple[Comparison | None, Olmo3Error | None]:
+    """Measure the result in `folder`, and write its quality card. Where either fails the result is whole all
+    the same: then the error says why there is no card.
+    """
+    comparison = None
+    try:
+        comparison = conversion.measure(folder, text, command, _method(conversion, options), stage=stage)
+        write_card(folder, comparison)
+    except Olmo3Error as error:
+        return comparison, error
+    return comparison, None
+
+
+def _method(conversion: Conversion, options: ConvertOptions) -> QuantizationMethod:
+    """The method by which the result is quantized, as advice on it needs it."""
+    plan, calibration, scheme = conversion.plan, conversion.calibration, options.schemes.default
+    tensors = conversion.source.tensors
+    return QuantizationMethod(
+        plan.layers,
+        options.chosen_by,
+        scheme.bits if options.chosen_by == "bits" and scheme else None,
+        calibrated=calibration is not None,
+        calibrated_on=None if calibration is None else calibration.described,
+        left_out={path: tensors[f"{path}.weight"].shape[1] for path in plan.left_out},
+    )
+
+
+def _compare_command(
+    source: str | Path, dest: Path, text: EvaluationText, options: ConvertOptions
+) -> CompareCommand:
+    """The command that measures the same again, by names as a card says them. A tokenizer that is not the
+    source's is in the result.
+    """
+    count, length = text.tokens.shape
+    return CompareCommand(
+        own_name(source),
+        dest.name,
+        tokens=count * length,
+        length=length,
+        text=None if options.text is None else own_name(options.text),
+        tokenizer=None if options.tokenizer is None else dest.name,
+        revision_a=options.revision,
+    )

@@ -1,0 +1,142 @@
+"""Decisions before the long work: which layer gets which scheme, and on which texts.
+
+Whatever can be found out to be impossible is found out here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from convert.calibration.memory import check_memory
+from convert.calibration.sensitivity import choose, extremes
+from convert.calibration.text import CalibrationText
+from convert.card.evaluation import EvaluationText
+from convert.conversion import Conversion
+from convert.options import ConvertOptions, check_affine
+from convert.progress import Stage
+from convert.reading.finite import check_all_finite
+from convert.reading.source import Source
+from convert.recipe import Plan
+from convert.writer.journal import LAYERS, begun, check_same
+from olmo3_mlx.checkpoints.names import resolve
+from olmo3_mlx.errors import ConvertError, Olmo3Error, Setting
+from olmo3_mlx.model import Olmo3
+from olmo3_mlx.quantization import Quantization
+from olmo3_mlx.text.tokenizer import Tokenizer
+from olmo3_mlx.token_ids import check_token_ids
+
+_SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
+_TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
+
+
+def prepare(source: Source, options: ConvertOptions, *, folder: Path, stage: Stage) -> Conversion:
+    """Decide what the source becomes. Where the same conversion was begun in `folder`, its plan is taken.
+
+    `stage` is told what takes time. Raises ConvertError for a source that is quantized already, a recipe that
+    does not fit it, a target that it cannot reach, and another conversion that was begun in `folder`;
+    OptionError and PromptError for a text to calibrate on; TokenizerError; MemoryFitError; CheckpointError
+    for weights that are not finite.
+    """
+    tokenizer_folder = _tokenizer_folder(source, options)
+    plan = options.schemes.plan(Olmo3(source.config))
+    if source.config.quantization is not None and plan.layers:
+        scheme = source.config.quantization.default
+        raise ConvertError(
+            f"{source.folder} is quantized already ({scheme.bits} bits, {scheme.mode}): quantizing again "
+            f"loses more than it should: convert the original (or dequantize it: ",
+            Setting("bits", None),
+            ")",
+        )
+    rounding = Conversion(source, plan, tokenizer_folder, options.cast, settings=options.settings)
+    return _calibrating(rounding, options, folder, stage) if options.calibrates else rounding
+
+
+def _tokenizer_folder(source: Source, options: ConvertOptions) -> Path:
+    """The folder of the checkpoint whose tokenizer and template are taken: the source, or the one asked for,
+    which must have a tokenizer.
+    """
+    if options.tokenizer is None:
+        return source.folder
+    folder = resolve(options.tokenizer, weights=False)
+    Tokenizer.from_folder(folder)
+    return folder
+
+
+def _calibrating(rounding: Conversion, options: ConvertOptions, folder: Path, stage: Stage) -> Conversion:
+    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size."""
+    source = rounding.source
+    check_affine(rounding.plan.layers.values())
+    if options.target_bpw is not None:
+        _check_target(rounding, options.target_bpw)
+    text = CalibrationText.read(options.calibration_file, rounding.tokenizer_folder, source.config)
+    check_memory(source.config, text.tokens.size)
+    target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
+    conversion = replace(rounding, calibration=text, target=target)
+    earlier = _begun(folder, conversion)
+    stage("reading the weights")
+    check_all_finite(source, options.cast)
+    if target is None:
+        return conversion
+    if earlier is None:
+        some = text.tokens[: max(1, _SENSITIVITY_TOKENS // text.tokens.shape[1])]
+        earlier = _plan(source, choose(source, some, target, dtype=conversion.dtype, stage=stage))
+    return replace(conversion, plan=earlier)
+
+
+def _check_target(conversion: Conversion, target: float) -> None:
+    least, most = (
+        replace(conversion, plan=plan).size.bits_per_weight for plan in extremes(conversion.source)
+    )
+    if not least <= target <= most:
+        raise ConvertError(
+            f"{target:g} bits per weight cannot be reached: this model can have {least:.3f} to {most:.3f}"
+        )
+
+
+def _begun(folder: Path, conversion: Conversion) -> Plan | None:
+    """The plan that was chosen for what was begun in `folder`, if anything was. Raises ConvertError if that
+    is another conversion, whatever its plan: before one is chosen, which takes long.
+    """
+    earlier = begun(folder)
+    if not earlier:
+        return None
+    check_same(folder, earlier, {**conversion.ingredients(), LAYERS: earlier.get(LAYERS)})
+    try:
+        layers = {path: Quantization(*scheme) for path, scheme in earlier[LAYERS].items()}
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return _plan(conversion.source, layers)
+
+
+def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
+    """The plan of schemes that were chosen: for all layers but those whose inputs no group size divides."""
+    return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
+
+
+def evaluation_text(
+    conversion: Conversion, options: ConvertOptions
+) -> tuple[EvaluationText | None, Olmo3Error | None]:
+    """The text to measure the result on; None if no card is asked for, or if there can be none: then the
+    error says why.
+
+    Raises that error if a card is asked for.
+    """
+    if options.card is False or (options.card is None and not conversion.plan.layers):
+        return None, None
+    if not options.keep:
+        return None, ConvertError(
+            "the original goes as it is converted (",
+            Setting("keep", False),
+            "), measuring would fetch it again",
+        )
+    try:
+        file = None if options.text is None else Path(options.text)
+        config = conversion.source.config
+        tokenizer = Tokenizer.from_folder(conversion.tokenizer_folder)
+        text = EvaluationText.read(file, tokenizer, _TOKENS, min(_LENGTH, config.max_position_embeddings))
+        check_token_ids(text.tokens, config.vocab_size)
+    except Olmo3Error as error:
+        if options.card or options.text is not None:
+            raise
+        return None, error
+    return text, None

@@ -1,0 +1,126 @@
+"""What the headers of safetensors files say: each tensor's type, shape and place. No data is read."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from olmo3_mlx.errors import CheckpointError
+
+# The types that a checkpoint may hold, by their names in safetensors.
+FORMATS: Mapping[str, mx.Dtype] = {
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+}
+
+_NAMED_AT_MOST = 20  # tensors in one error message
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor in a safetensors file: `offset` is where its bytes begin, `format` its type's name there."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    format: str
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Its type."""
+        return FORMATS[self.format]
+
+    @property
+    def size(self) -> int:
+        """Its elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.size * self.dtype.size
+
+
+def all_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
+    """The tensors of a checkpoint's safetensors files by name.
+
+    Raises CheckpointError for a file that is missing or damaged, whose tensors are of a type not in FORMATS,
+    or that holds what another file holds too.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for file in files:
+        found = read_headers(file)
+        if twice := sorted(found.keys() & headers.keys()):
+            raise CheckpointError(f"{file}: holds tensors that another file holds too: {name_some(twice)}")
+        headers |= found
+    return headers
+
+
+def read_headers(file: Path) -> dict[str, TensorHeader]:
+    """The tensors of one safetensors file by name.
+
+    Raises CheckpointError for a file that is damaged, or whose tensors are of another dtype.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError("its header is longer than it")
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
+        tensors = {
+            name: _header(file, name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        _check_apart(tensors)
+        return tensors
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
+
+
+def _header(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> TensorHeader:
+    if entry["dtype"] not in FORMATS:
+        raise CheckpointError(
+            f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(FORMATS)}: it was not written "
+            f"by MLX or for Olmo 3"
+        )
+    start, stop = (begin + offset for offset in entry["data_offsets"])
+    tensor = TensorHeader(file, start, tuple(entry["shape"]), entry["dtype"])
+    if not all(type(n) is int and n >= 0 for n in (*tensor.shape, *entry["data_offsets"])):
+        raise ValueError(f"{name} has a shape or offsets that cannot be")
+    if stop > size or stop - tensor.offset != tensor.nbytes:
+        raise ValueError(f"{name} does not lie where the header says")
+    return tensor
+
+
+def _check_apart(tensors: Mapping[str, TensorHeader]) -> None:
+    """Raise ValueError if two tensors share bytes."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end:
+            raise ValueError(f"{name} lies on another tensor")
+        end = tensor.offset + tensor.nbytes
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may stand twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
+
+
+def name_some(names: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

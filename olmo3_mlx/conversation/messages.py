@@ -1,0 +1,26 @@
+"""Messages of a conversation: what chat templates take, `role` and `content` each."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from olmo3_mlx.errors import OptionError
+from olmo3_mlx.text.chat_template import Message
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The messages, begun with the system message `system` unless that is None.
+
+    Raises OptionError if they have one of their own.
+    """
+    if system is None:
+        return list(messages)
+    if system_message(messages) is not None:
+        raise OptionError("expected one system message: give it as system or in the messages, not both")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def system_message(messages: Sequence[Message]) -> str | None:
+    """The content of the system message that a conversation begins with; None if it has none."""
+    first = messages[0] if messages else None
+    is_system = isinstance(first, Mapping) and first.get("role") == "system"
+    return cast(str, first["content"]) if first is not None and is_system else None
