@@ -72,8 +72,8 @@ SAME, MEANT, DIFFERS, LEFT_OUT = "same", "intended", "DIFFERS", "left out"
 
 
 class Outcome(NamedTuple):
-    """How a case ended: one of the four above, why or the diff, peak memory of AFTER over BEFORE's, and what
-    both took.
+    """How a case ended: one of the four above, why or the diff, peak memory of AFTER over BEFORE's, what both
+    took, and which of INTENDED there were.
     """
 
     case: Case
@@ -81,6 +81,7 @@ class Outcome(NamedTuple):
     said: str = ""
     ratio: float = 0.0
     seconds: float = 0.0
+    meant: tuple[int, ...] = ()
 
 
 def compare(case: Case, sides: tuple[Checkout, Checkout], place: Place, texts: Path | None) -> Outcome:
@@ -98,23 +99,24 @@ def compare(case: Case, sides: tuple[Checkout, Checkout], place: Place, texts: P
     ratio = max((new / old for old, new in both), default=0.0)
     if before.text == after.text:
         return Outcome(case, SAME, "", ratio, seconds)
-    old, new, reasons = settled(case.name, before.text, after.text)
+    old, new, meant = settled(case.name, before.text, after.text)
     if old == new:
-        return Outcome(case, MEANT, "; ".join(reasons), ratio, seconds)
+        reasons = dict.fromkeys(INTENDED[number].reason for number in meant)
+        return Outcome(case, MEANT, "; ".join(reasons), ratio, seconds, meant)
     lines = unified_diff(old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2)
-    return Outcome(case, DIFFERS, "\n".join(line[:400] for line in lines), ratio, seconds)
+    return Outcome(case, DIFFERS, "\n".join(line[:400] for line in lines), ratio, seconds, meant)
 
 
-def settled(name: str, old: str, new: str) -> tuple[str, str, list[str]]:
-    """Both texts with what is intended told alike, and why it is."""
-    reasons = []
+def settled(name: str, old: str, new: str) -> tuple[str, str, tuple[int, ...]]:
+    """Both texts with what is intended told alike, and which of INTENDED that was."""
+    found = []
     for number, meant in enumerate(INTENDED):
         if fnmatch(name, meant.cases):
             told = f"<intended difference {number + 1}>"
             old, there = re.subn(meant.old, lambda _: told, old, flags=re.MULTILINE)  # noqa: B023
             new, too = re.subn(meant.new, lambda _: told, new, flags=re.MULTILINE)  # noqa: B023
-            reasons += [meant.reason] if there or too else []
-    return old, new, reasons
+            found += [number] if there or too else []
+    return old, new, tuple(found)
 
 
 def outcomes(
@@ -167,6 +169,10 @@ def main() -> int:
     most = max(found, key=lambda outcome: outcome.ratio, default=None)
     if most is not None and most.ratio:
         print(f"largest peak memory of AFTER over BEFORE's: {most.ratio:.3f} ({most.case.name})")
+    seen = {number for outcome in found for number in outcome.meant}
+    unseen = [meant for number, meant in enumerate(INTENDED) if number not in seen]
+    if unseen and args.only == ["*"]:
+        print("intended, but not found:", *(f"{meant.old} ({meant.reason})" for meant in unseen), sep="\n  ")
     return 1 if DIFFERS in results else 0
 
 
