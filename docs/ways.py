@@ -8,10 +8,12 @@ ways/after.json beside this file.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from svg import MONO, SANS, document, rect, text
 
 HERE = Path(__file__).parent
 FLAT = "olmo3_mlx/"  # the room of files in no sub-package
@@ -30,16 +32,16 @@ NOTES = (
     "CacheOptions, the one value for them. Pale files are not on the way.",
 )
 
-LIGHT = {
-    "page": "#ffffff", "panel": "#f6f7f9", "room": "#ffffff", "line": "#d5d9e0", "text": "#1c2330",
-    "soft": "#5b6576", "tick": "#2463c4", "track": "#eef1f5", "options": "#b45309", "value": "#0f766e",
-}  # fmt: skip
-DARK = {
-    "page": "#0d1117", "panel": "#151b23", "room": "#1c232d", "line": "#39424f", "text": "#e8edf4",
-    "soft": "#9aa6b6", "tick": "#6ea8ff", "track": "#252e3a", "options": "#f0a94a", "value": "#4fd1c0",
-}  # fmt: skip
-SANS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
-MONO = "ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace"
+STYLE = f"""
+text {{ font: 12px {SANS}; fill: #2b2f36; }}
+.title {{ font: 700 20px {SANS}; }} .said, .soft {{ fill: #5f6773; }} .column {{ font-size: 11px; }}
+.file {{ font: 11.5px {MONO}; }} .room-name, .count {{ font: 600 11.5px {MONO}; }}
+.figure {{ font: 600 13px {MONO}; }} .total {{ font: 11.5px {MONO}; fill: #5f6773; }}
+.paper {{ fill: #fcfbf8; stroke: #dcd9d0; }} .panel {{ fill: #f4f2ec; stroke: #e2dfd7; }}
+.room {{ fill: #fff; stroke: #e2dfd7; }} .track {{ fill: #eceef1; }} .tick {{ fill: #14958a; }}
+.tick-text {{ fill: #0f766e; }} .options-text {{ fill: #c2410c; }} .value-text {{ fill: #6d4fb5; }}
+.pale {{ fill: #8a92a0; }}
+"""
 
 
 class Row(NamedTuple):
@@ -67,19 +69,6 @@ def rooms(found: dict[str, Any]) -> dict[str, list[Row]]:
     return found_rooms
 
 
-def text(x: float, y: float, said: str, classes: str, *, end: bool = False) -> str:
-    """A line of text; `end` aligns its end at x."""
-    anchor = ' text-anchor="end"' if end else ""
-    return f'<text x="{x:g}" y="{y:g}" class="{classes}"{anchor}>{escape(said)}</text>'
-
-
-def box(x: float, y: float, width: float, height: float, classes: str, *, radius: int = 6) -> str:
-    """A rounded rectangle."""
-    return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius}" class="{classes}"/>'
-    )
-
-
 def height_of(found: dict[str, Any]) -> int:
     """Of a panel."""
     return ABOVE + sum(HEAD + ROW * len(rows) + 6 + APART for rows in rooms(found).values()) + 6
@@ -88,7 +77,9 @@ def height_of(found: dict[str, Any]) -> int:
 def figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What a panel says at its top: a figure, and what it is of."""
     way, named = found["way"], found["options"]
-    opened = {key.partition(" by ")[0]: count for key, count in found["opened"].items()}
+    opened = Counter[str]()
+    for key, times in found["opened"].items():
+        opened[key.partition(" by ")[0]] += times
     yield f"{way['steps']}", f"steps between {way['files']} files, of {found['modules']}"
     yield (
         f"{opened['config.json']} ×",
@@ -113,28 +104,28 @@ def count(number: int, thing: str) -> str:
 
 def panel(x: int, title: str, found: dict[str, Any], height: int, longest: int) -> Iterator[str]:
     """One side; `longest` is the number of visits that fill the width."""
-    yield box(x, MARGIN, PANEL, height, "panel", radius=10)
-    yield text(x + NAME, MARGIN + 32, title, "title")
+    yield rect(x, MARGIN, PANEL, height, "panel", radius=10)
+    yield text(x + NAME, MARGIN + 32, title, "title", anchor="start")
     for number, (figure, said) in enumerate(figures(found)):
         y = MARGIN + 56 + 19 * number
         kind = ("tick", "tick", "tick", "options", "value")[number]
-        yield text(x + NAME + 42, y, figure, f"figure {kind}-text", end=True)
-        yield text(x + NAME + 52, y, said, "said")
+        yield text(x + NAME + 42, y, figure, f"figure {kind}-text", anchor="end")
+        yield text(x + NAME + 52, y, said, "said", anchor="start")
     y = MARGIN + ABOVE - 10
     heads = (("visits",), ("kv_*",), ("Cache", "Options"))
     for right, parts, kind in zip(COLUMNS, heads, KINDS, strict=True):
         for above, part in enumerate(reversed(parts)):
-            yield text(x + right, y - 13 * above, part, f"column {kind}-text", end=True)
-    yield text(x + TICKS, y, "the way, from left to right", "column soft")
+            yield text(x + right, y - 13 * above, part, f"column {kind}-text", anchor="end")
+    yield text(x + TICKS, y, "the way, from left to right", "column soft", anchor="start")
     y = MARGIN + ABOVE
     for room, rows in rooms(found).items():
         tall = HEAD + ROW * len(rows) + 6
-        yield box(x + 8, y, PANEL - 16, tall, "room")
-        yield text(x + NAME, y + 17, room, "room-name")
+        yield rect(x + 8, y, PANEL - 16, tall, "room", radius=6)
+        yield text(x + NAME, y + 17, room, "room-name", anchor="start")
         totals = [sum(column) for column in zip(*map(counts, rows), strict=True)]
         for right, total in zip(COLUMNS, totals, strict=True):
             if total:
-                yield text(x + right, y + 17, f"{total}", "total", end=True)
+                yield text(x + right, y + 17, f"{total}", "total", anchor="end")
         for number, row in enumerate(rows):
             yield from line(x, y + HEAD + ROW * number, row, longest)
         y += tall + APART
@@ -144,13 +135,15 @@ def line(x: int, y: int, row: Row, longest: int) -> Iterator[str]:
     """A file."""
     width = COLUMNS[0] - 30 - TICKS
     step = width / longest
-    yield text(x + NAME, y + 12, row.name.removesuffix(".py"), "file" if row.visits else "file soft")
-    yield box(x + TICKS, y + 2, width, ROW - 4, "track", radius=3)
+    yield text(
+        x + NAME, y + 12, row.name.removesuffix(".py"), "file" if row.visits else "file pale", anchor="start"
+    )
+    yield rect(x + TICKS, y + 2, width, ROW - 4, "track", radius=3)
     for place in row.visits:
-        yield box(x + TICKS + step * place, y + 3, max(1.2, step * 0.8), ROW - 6, "tick", radius=0)
+        yield rect(x + TICKS + step * place, y + 3, max(1.2, step * 0.8), ROW - 6, "tick")
     for right, number, kind in zip(COLUMNS, counts(row), KINDS, strict=True):
         if number:
-            yield text(x + right, y + 12, f"{number}", f"count {kind}-text", end=True)
+            yield text(x + right, y + 12, f"{number}", f"count {kind}-text", anchor="end")
 
 
 def counts(row: Row) -> tuple[int, int, int]:
@@ -158,48 +151,20 @@ def counts(row: Row) -> tuple[int, int, int]:
     return len(row.visits), row.options, row.value
 
 
-def style() -> str:
-    """Classes, in light and dark."""
-
-    def colours(palette: dict[str, str]) -> str:
-        fills = {name: palette[name] for name in ("page", "panel", "room", "tick", "track")}
-        rules = [f".{name}{{fill:{colour}}}" for name, colour in fills.items()]
-        rules += [f".{name}-text{{fill:{palette[name]}}}" for name in ("tick", "options", "value")]
-        rules += [f".panel,.room{{stroke:{palette['line']}}}", f"text{{fill:{palette['text']}}}"]
-        # After the rule for all text, which it overrides.
-        rules += [f".soft,.said,.total{{fill:{palette['soft']}}}"]
-        return "".join(rules)
-
-    fonts = (
-        f"text{{font-family:{SANS};font-size:12px}}.title{{font-size:18px;font-weight:600}}"
-        f".file,.room-name,.count,.total,.figure{{font-family:{MONO};font-size:11.5px}}"
-        ".room-name,.figure,.count{font-weight:600}.figure{font-size:13px}.column{font-size:11px}"
-    )
-    return f"<style>{fonts}{colours(LIGHT)}@media (prefers-color-scheme:dark){{{colours(DARK)}}}</style>"
-
-
 def draw(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The picture."""
     height = max(height_of(before), height_of(after))
     longest = max(len(found["way"]["sequence"]) for found in (before, after))
     wide, tall = 2 * (PANEL + MARGIN) + GAP, height + MARGIN + BELOW + 10
-    says = "The way of a prompt through the files, and where a cache's options are named, before and after"
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}" width="{wide}" '
-            f'height="{tall}" role="img" aria-label="{escape(says)}">',
-            style(),
-            box(0, 0, wide, tall, "page", radius=0),
-            *panel(MARGIN, "Before", before, height, longest),
-            *panel(MARGIN + PANEL + GAP, "After", after, height, longest),
-            *(
-                text(MARGIN + NAME, height + MARGIN + 22 + 17 * number, note, "said")
-                for number, note in enumerate(NOTES)
-            ),
-            "</svg>",
-            "",
-        ]
-    )
+    title = "The way of a prompt through the files, and where a cache's options are named, before and after"
+    shapes = [rect(0.5, 0.5, wide - 1, tall - 1, "paper", radius=12)]
+    shapes += panel(MARGIN, "Before", before, height, longest)
+    shapes += panel(MARGIN + PANEL + GAP, "After", after, height, longest)
+    shapes += [
+        text(MARGIN + NAME, height + MARGIN + 22 + 17 * place, note, "said", anchor="start")
+        for place, note in enumerate(NOTES)
+    ]
+    return document(wide, tall, title, STYLE, shapes)
 
 
 def main() -> None:

@@ -72,44 +72,51 @@ SAME, MEANT, DIFFERS, LEFT_OUT = "same", "intended", "DIFFERS", "left out"
 
 
 class Outcome(NamedTuple):
-    """How a case ended: one of the four above, why or the diff, and peak memory of AFTER over BEFORE's."""
+    """How a case ended: one of the four above, why or the diff, peak memory of AFTER over BEFORE's, what both
+    took, and which of INTENDED there were.
+    """
 
     case: Case
     result: str
     said: str = ""
     ratio: float = 0.0
+    seconds: float = 0.0
+    meant: tuple[int, ...] = ()
 
 
 def compare(case: Case, sides: tuple[Checkout, Checkout], place: Place, texts: Path | None) -> Outcome:
     """Run a case in both checkouts, one after the other, and keep in `texts` what came of it."""
     if case.needs == "lab" and not SHARED.is_dir():
         return Outcome(case, LEFT_OUT, "needs ../shared")
+    begin = time.monotonic()
     before, after = (play(case, side, sides[0], place) for side in sides)
     if texts is not None:
         name = f"{place.room.name} {re.sub('[^a-z0-9]+', '-', case.name.lower())[:60]}"
         for side, played in (("before", before), ("after", after)):
             (texts / f"{name}.{side}.txt").write_text(played.text, encoding="utf-8")
     both = zip(before.peaks, after.peaks, strict=False)
+    seconds = time.monotonic() - begin
     ratio = max((new / old for old, new in both), default=0.0)
     if before.text == after.text:
-        return Outcome(case, SAME, ratio=ratio)
-    old, new, reasons = settled(case.name, before.text, after.text)
+        return Outcome(case, SAME, "", ratio, seconds)
+    old, new, meant = settled(case.name, before.text, after.text)
     if old == new:
-        return Outcome(case, MEANT, "; ".join(reasons), ratio)
+        reasons = dict.fromkeys(INTENDED[number].reason for number in meant)
+        return Outcome(case, MEANT, "; ".join(reasons), ratio, seconds, meant)
     lines = unified_diff(old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2)
-    return Outcome(case, DIFFERS, "\n".join(line[:400] for line in lines), ratio)
+    return Outcome(case, DIFFERS, "\n".join(line[:400] for line in lines), ratio, seconds, meant)
 
 
-def settled(name: str, old: str, new: str) -> tuple[str, str, list[str]]:
-    """Both texts with what is intended told alike, and why it is."""
-    reasons = []
+def settled(name: str, old: str, new: str) -> tuple[str, str, tuple[int, ...]]:
+    """Both texts with what is intended told alike, and which of INTENDED that was."""
+    found = []
     for number, meant in enumerate(INTENDED):
         if fnmatch(name, meant.cases):
             told = f"<intended difference {number + 1}>"
             old, there = re.subn(meant.old, lambda _: told, old, flags=re.MULTILINE)  # noqa: B023
             new, too = re.subn(meant.new, lambda _: told, new, flags=re.MULTILINE)  # noqa: B023
-            reasons += [meant.reason] if there or too else []
-    return old, new, reasons
+            found += [number] if there or too else []
+    return old, new, tuple(found)
 
 
 def outcomes(
@@ -125,7 +132,7 @@ def outcomes(
         for outcome in pool.map(lambda case, place: compare(case, sides, place, args.texts), chosen, places):
             found.append(outcome)
             why = f"  ({outcome.said})" if outcome.said and outcome.result != DIFFERS else ""
-            print(f"{outcome.result:<9} {outcome.case.name}{why}", flush=True)
+            print(f"{outcome.result:<9}{outcome.seconds:6.1f} s  {outcome.case.name}{why}", flush=True)
             if outcome.result == DIFFERS:
                 print(outcome.said, flush=True)
     return found
@@ -162,6 +169,10 @@ def main() -> int:
     most = max(found, key=lambda outcome: outcome.ratio, default=None)
     if most is not None and most.ratio:
         print(f"largest peak memory of AFTER over BEFORE's: {most.ratio:.3f} ({most.case.name})")
+    seen = {number for outcome in found for number in outcome.meant}
+    unseen = [meant for number, meant in enumerate(INTENDED) if number not in seen]
+    if unseen and args.only == ["*"]:
+        print("intended, but not found:", *(f"{meant.old} ({meant.reason})" for meant in unseen), sep="\n  ")
     return 1 if DIFFERS in results else 0
 
 

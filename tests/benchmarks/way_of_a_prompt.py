@@ -14,6 +14,10 @@ first text of the answer on standard output.
   of "a b a b a b c" stays "a b c". The shortest loops go first, until none is left. Without this the figures
   would tell of the demo's number of layers and tensors; `every_visit` counts them all.
 - step: going from one visit to the next.
+- between rooms: the steps of one who sees sub-packages and not the files in them. A file in none is a room of
+  its own, so that a flat package has nearly as many rooms as files.
+- ready: what lies before the model's first call: the checkpoint is loaded and the prompt is ids. Behind it
+  come the layers and their caches, whose visits tell how finely these are divided into files.
 
 Files that are read. An open of a checkpoint's file by Python (the audit event "open"), by MLX (mx.load, which
 reads the header and keeps the file for the data), or by the tokenizers library (from_file). Whether a file is
@@ -55,13 +59,17 @@ class Tracer:
         self._package = f"{package}/"
         self._importing = 0
         self.calls: list[str] = []
+        self.ready: int | None = None  # calls before the first one of the model
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         if code.co_name == "<module>":
             self._importing += {"call": 1, "return": -1}.get(event, 0)
         elif event == "call" and not self._importing and code.co_filename.startswith(self._package):
-            self.calls.append(code.co_filename.removeprefix(self._package))
+            file = code.co_filename.removeprefix(self._package)
+            if self.ready is None and file == "model.py" and code.co_name == "__call__":
+                self.ready = len(self.calls)
+            self.calls.append(file)
 
 
 class FirstText(io.StringIO):
@@ -99,6 +107,7 @@ def trace(checkout: Path) -> dict[str, Any]:
     return {
         "answer": answer.getvalue().strip(),
         "calls": tracer.calls,
+        "ready": tracer.ready,
         "opened": [f"{name} by {by}" for name, by in opened],
     }
 
@@ -139,10 +148,16 @@ def way(calls: list[str]) -> dict[str, Any]:
         "sequence": visits,
         "steps": len(visits) - 1,
         "files": len(set(visits)),
+        "between_rooms": len(without_loops([room for room, _ in groupby(map(room_of, visits))])) - 1,
         "visits": dict(Counter(visits).most_common()),
         "every_visit": len(every),
         "calls": dict(Counter(calls).most_common()),
     }
+
+
+def room_of(file: str) -> str:
+    """The sub-package that a file is in; a file in none is a room of its own."""
+    return file.rpartition("/")[0] or file
 
 
 def without_loops(visits: list[str]) -> list[str]:
@@ -213,6 +228,7 @@ def measured(checkout: Path) -> dict[str, Any]:
         "command": " ".join(["olmo3", *COMMAND]),
         "answer": traced["answer"],
         "way": way(traced["calls"]),
+        "ready": way(traced["calls"][: traced["ready"]]),
         "opened": dict(sorted(Counter(traced["opened"]).items())),
         "options": options(checkout / "olmo3_mlx"),
         "modules": sum(1 for _ in (checkout / "olmo3_mlx").rglob("*.py")),
@@ -220,11 +236,13 @@ def measured(checkout: Path) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> str:
-    went = found["way"]
+    went, ready = found["way"], found["ready"]
     lines = [
         f"{found['command']}: {found['answer']!r}",
         f"to the first token {went['steps']} steps between {went['files']} files (of {found['modules']}); "
         f"{went['every_visit']} visits with all rounds of loops",
+        f"before the model runs {ready['steps']} steps between {ready['files']} files",
+        f"{went['between_rooms']} steps between rooms (sub-packages; the package's own files are one each)",
         "",
         *(f"{n:5} visits {went['calls'][file]:5} calls  {file}" for file, n in went["visits"].items()),
         "",

@@ -5,6 +5,61 @@ from collections.abc import Iterator
 from same_output_cases.case import GREEDY, SUM, Case, bash, group, step
 from same_output_cases.materials import DAMAGED
 
+WRONG_OPTIONS = {
+    "a recipe and bits": "--recipe mixed_4_6 --bits 4",
+    "a recipe and groups": "--recipe mixed_4_6 --group-size 32",
+    "a recipe and a mode": "--recipe mixed_4_6 --mode mxfp4",
+    "a target and bits": "--target-bpw 5 --bits 4",
+    "a target and groups": "--target-bpw 5 --group-size 32",
+    "a target and a recipe": "--target-bpw 5 --recipe mixed_4_6",
+    "a target and a mode": "--target-bpw 5 --mode mxfp4",
+    "a target of 0": "--target-bpw 0",
+    "a target of 0 and bits": "--target-bpw 0 --bits 4",
+    "a target of 17": "--target-bpw 17",
+    "a target of nan": "--target-bpw nan",
+    "a target out of reach": "--target-bpw 1.2",
+    "calibrating a mode": "--calibrate --mode mxfp4",
+    "calibrating on nothing": "--calibrate=",
+    "calibrating on no file": "--calibrate=nonexistent.txt",
+    "calibrating on little": "--calibrate=short.txt",
+    "calibrating a cast": "--calibrate --dtype float16 --no-keep",
+    "calibrating and no-keep": "--calibrate --no-keep",
+    "bits of a mode": "--mode mxfp4 --bits 8",
+    "groups of a mode": "--mode nvfp4 --group-size 64",
+    "a cast with groups": "--dtype float16 --group-size 32",
+    "a cast and a text": "--dtype float16 --text prose.txt",
+    "a text without a card": "--no-card --text prose.txt",
+    "a card and no-keep": "--card --no-keep",
+    "no-keep of a folder": "--no-keep",
+    "a revision of a folder": "--revision main",
+    "no recipe": "--recipe nosuch",
+    "no text": "--text nonexistent.txt",
+    "a text that is none": "--text latin1.txt",
+    "no tokenizer": "--tokenizer nonexistent",
+    "a tokenizer without one": "--tokenizer no-tokenizer",
+    "groups that divide nothing": "--group-size 128",
+    "an upload without an owner": "--upload name",
+    "an upload of no name": "--upload a/b/c",
+    "an upload, offline": "--upload you/olmo3",
+}
+WRONG_PLACES = {
+    "no such folder": "convert no/such/folder dest",
+    "a file": "convert prose.txt dest",
+    "offline": "convert allenai/Olmo-3-7B-Instruct dest",
+    "quantizing twice": "convert demo dest",
+    "quantizing twice by a recipe": "convert demo dest --recipe mixed_4_6",
+    "calibrating what is quantized": "convert demo dest --calibrate",
+    "dest exists": "convert tiny even",
+    "dest exists, resume": "convert tiny even --resume",
+    "dest is a file": "convert tiny prose.txt",
+    "dest below a file": "convert tiny prose.txt/dest",
+    "dest has no name": "convert tiny /",
+    "dest is ..": "convert tiny ..",
+    "dest is empty": 'convert tiny ""',
+    "dest of nobody": "convert tiny ~nosuchuser/dest",
+    "too long a name": f"convert tiny {'x' * 250}",
+}
+
 
 def cases() -> Iterator[Case]:
     yield from forms()
@@ -33,9 +88,10 @@ def forms() -> Iterator[Case]:
         "bfloat16 and bits": "--dtype bfloat16 --bits 6",
         "the demo's tokenizer": "--tokenizer demo",
     }
-    for source in ("tiny", "even"):
-        lines = {f"{source}, {w}": f"convert {source} dest {o} --no-card" for w, o in options.items()}
-        yield from group("convert", lines)
+    lines = {f"even, {w}": f"convert even dest {o} --no-card" for w, o in options.items()}
+    uneven = ("default bits", "mxfp4", "nvfp4", "mixed_4_6", "a recipe, groups of 64")  # leaves layers out
+    lines |= {f"tiny, {w}": f"convert tiny dest {options[w]} --no-card" for w in uneven}
+    yield from group("convert", lines)
     yield from group(
         "convert",
         {
@@ -78,44 +134,7 @@ def whole() -> Iterator[Case]:
 
 
 def wrong() -> Iterator[Case]:
-    both = {
-        "a recipe and bits": "--recipe mixed_4_6 --bits 4",
-        "a recipe and groups": "--recipe mixed_4_6 --group-size 32",
-        "a recipe and a mode": "--recipe mixed_4_6 --mode mxfp4",
-        "a target and bits": "--target-bpw 5 --bits 4",
-        "a target and groups": "--target-bpw 5 --group-size 32",
-        "a target and a recipe": "--target-bpw 5 --recipe mixed_4_6",
-        "a target and a mode": "--target-bpw 5 --mode mxfp4",
-        "a target of 0": "--target-bpw 0",
-        "a target of 0 and bits": "--target-bpw 0 --bits 4",
-        "a target of 17": "--target-bpw 17",
-        "a target of nan": "--target-bpw nan",
-        "a target out of reach": "--target-bpw 1.2",
-        "calibrating a mode": "--calibrate --mode mxfp4",
-        "calibrating on nothing": "--calibrate=",
-        "calibrating on no file": "--calibrate=nonexistent.txt",
-        "calibrating on little": "--calibrate=short.txt",
-        "calibrating a cast": "--calibrate --dtype float16 --no-keep",
-        "calibrating and no-keep": "--calibrate --no-keep",
-        "bits of a mode": "--mode mxfp4 --bits 8",
-        "groups of a mode": "--mode nvfp4 --group-size 64",
-        "a cast with groups": "--dtype float16 --group-size 32",
-        "a cast and a text": "--dtype float16 --text prose.txt",
-        "a text without a card": "--no-card --text prose.txt",
-        "a card and no-keep": "--card --no-keep",
-        "no-keep of a folder": "--no-keep",
-        "a revision of a folder": "--revision main",
-        "no recipe": "--recipe nosuch",
-        "no text": "--text nonexistent.txt",
-        "a text that is none": "--text latin1.txt",
-        "no tokenizer": "--tokenizer nonexistent",
-        "a tokenizer without one": "--tokenizer no-tokenizer",
-        "groups that divide nothing": "--group-size 128",
-        "an upload without an owner": "--upload name",
-        "an upload of no name": "--upload a/b/c",
-        "an upload, offline": "--upload you/olmo3",
-    }
-    lines = {name: f"convert tiny dest {options}" for name, options in both.items()}
+    lines = {name: f"convert tiny dest {options}" for name, options in WRONG_OPTIONS.items()}
     lines |= {
         name: f"convert tiny dest --recipe {name}"
         for name in (
@@ -127,24 +146,7 @@ def wrong() -> Iterator[Case]:
             "tiny",
         )
     }
-    lines |= {
-        "no such folder": "convert no/such/folder dest",
-        "a file": "convert prose.txt dest",
-        "offline": "convert allenai/Olmo-3-7B-Instruct dest",
-        "quantizing twice": "convert demo dest",
-        "quantizing twice by a recipe": "convert demo dest --recipe mixed_4_6",
-        "calibrating what is quantized": "convert demo dest --calibrate",
-        "dest exists": "convert tiny even",
-        "dest exists, resume": "convert tiny even --resume",
-        "dest is a file": "convert tiny prose.txt",
-        "dest below a file": "convert tiny prose.txt/dest",
-        "dest has no name": "convert tiny /",
-        "dest is ..": "convert tiny ..",
-        "dest is empty": 'convert tiny ""',
-        "dest of nobody": "convert tiny ~nosuchuser/dest",
-        "too long a name": f"convert tiny {'x' * 250}",
-    }
-    yield from group("convert wrong", lines)
+    yield from group("convert wrong", lines | WRONG_PLACES)
 
 
 def damaged() -> Iterator[Case]:

@@ -39,6 +39,7 @@ for wrong in (
 def cases() -> Iterator[Case]:
     yield from revisions()
     yield from downloads()
+    yield from refusals()
     yield from library()
 
 
@@ -102,6 +103,9 @@ def downloads() -> Iterator[Case]:
         ),
         needs="hub",
     )
+
+
+def refusals() -> Iterator[Case]:
     yield from group(
         "hub wrong",
         {

@@ -22,10 +22,9 @@ def inspect() -> Iterator[Case]:
         "32B": "--model 32B",
         "tiny": "--model tiny",
     }.items():
-        for what in ("", "--json", "--kv-bits 8", "--kv-bits 4 --kv-group-size 32 --kv-start 1000"):
+        for what in ("", "--json", "--kv-bits 4 --kv-group-size 32 --kv-start 1000", "--context 200"):
             lines[f"{name} {what}".strip()] = f"inspect {option} {what}"
-        for what in ("--context 200", "--context 250 --kv-bits 8 --json"):
-            lines[f"{name} {what}"] = f"inspect {option} {what}"
+    lines["demo, all"] = "inspect --context 250 --kv-bits 8 --json"
     lines["7b, a long context"] = "inspect --model 7b --context 65536 --kv-bits 4 --kv-group-size 64"
     lines["7b, a long context, json"] = "inspect --model 7b --context 65536 --json"
     for name in ("even", "heads", "sharded", "no-weights", "no-tokenizer", "says-quantized"):
@@ -33,7 +32,7 @@ def inspect() -> Iterator[Case]:
     yield from group("inspect", lines)
     labs = {name: f"inspect --model olmo3-lab-{name} --json" for name in ("chat", "gqa", "draft", "wide")}
     yield from group("inspect lab", labs, needs="lab")
-    for size in ("200M", "3.5G", "16 GiB", "64g"):
+    for size in ("200M", "16 GiB", "64g"):
         memory = {"OLMO3_MEMORY": size}
         steps = (
             step("inspect", variables=memory),
@@ -102,7 +101,7 @@ def compare() -> Iterator[Case]:
     )
     lab = (
         step("convert olmo3-lab-draft 4bit --no-card", first=True),
-        step("compare olmo3-lab-draft 4bit --tokens 512"),
+        step("compare olmo3-lab-draft 4bit --tokens 256 --length 256"),
         step("compare olmo3-lab-chat demo --tokens 128 --length 128 --json"),
     )
     yield Case("compare: lab", lab, needs="lab")

@@ -22,9 +22,8 @@ from conftest import TINY, random_model, save_checkpoint  # noqa: E402
 from fake_hub import JUNK, FakeHub, shard  # noqa: E402
 from native_writer import run_config, write_native  # noqa: E402
 
-from olmo3_mlx.checkpoints.names import DEMO  # noqa: E402
-
 SHARED = TESTS.parents[1] / "shared"
+DEMO = TESTS.parent / "olmo3_mlx" / "demo"
 NORM = "model.norm.weight"
 YARN = TINY["rope_scaling"]
 # A vocabulary that fits the demo's tokenizer; no eos, so that answers have the length that is asked for.

@@ -150,7 +150,13 @@ def play(case: Case, checkout: Checkout, before: Checkout, place: Place) -> Play
     parts += written(room)
     shutil.rmtree(room)
     text = "\n".join(parts)
-    return Played(normal(text, checkout), [float(p) for p in re.findall(r'"peak_memory": ([\d.e-]+)', text)])
+    peaks = [float(peak) for peak in re.findall(r'"peak_memory": ([\d.e-]+)', text)]
+    places = {
+        str(room.parents[1]): "SCRATCH",
+        str(checkout.folder): "CHECKOUT",
+        str(before.folder): "CHECKOUT",
+    }
+    return Played(normal(text, places), peaks)
 
 
 def written(room: Path) -> Iterator[str]:
@@ -160,16 +166,17 @@ def written(room: Path) -> Iterator[str]:
         if path.is_symlink() or not path.is_file() or name.parts[0] == "hub":
             continue
         data = path.read_bytes()
-        if len(data) <= TEXT_BYTES:
+        if len(data) <= TEXT_BYTES and b"\0" not in data:
             with suppress(UnicodeDecodeError):
                 yield f"file {name}:\n{data.decode()}"
                 continue
         yield f"file {name}: {len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
 
 
-def normal(text: str, checkout: Checkout) -> str:
-    """Without what must differ."""
-    text = text.replace(str(checkout.folder), "CHECKOUT")
+def normal(text: str, places: dict[str, str]) -> str:
+    """Without what must differ; folders are told by the names in `places`."""
+    for place in sorted(places, key=len, reverse=True):  # one may begin like another
+        text = text.replace(place, places[place])
     for pattern, plain in NORMAL:
         text = re.sub(pattern, plain, text, flags=re.MULTILINE)
     return text

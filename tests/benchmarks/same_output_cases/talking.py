@@ -4,7 +4,39 @@ from collections.abc import Iterator
 
 from same_output_cases.case import GREEDY, Case, bash, group, step
 
+CHAT = f"chat {GREEDY} --max-tokens 30"
 TURNS = "My name is Ada.\nWhat is 20 + 22?\nWhat is my name?\n"
+SCRIPTS: dict[str, tuple[str, str | bytes]] = {
+    "turns": (CHAT, f"{TURNS}/stats\n/history\n"),
+    "retry": (CHAT, "My name is Ada.\n/retry\n/stats\n/retry\n/history\n"),
+    "edit": (CHAT, f"{TURNS}/edit What is 3 + 4?\n/stats\n/edit\n/history\n"),
+    "undo": (CHAT, f"{TURNS}/undo\n/history\n/stats\nHello\n/undo\n/undo\n/undo\n/undo\n/history\n"),
+    "system": (CHAT, "/system\n/system You are terse.\n/system\nWho are you?\n/history\n/reset\n/system\n"),
+    "a system from the start": (f"{CHAT} --system 'You are terse.'", "/system\nHello\n/reset\n/system\n"),
+    "reset": (CHAT, "My name is Ada.\n/reset\n/stats\nWhat is my name?\n/history\n"),
+    "help": (CHAT, "/help\n/unknown\n/ \n/stats\n/history\n/HELP\n"),
+    "nothing to go back to": (CHAT, "/retry\n/edit hello\n/undo\n"),
+    "exit": (CHAT, "/exit\nnever said\n"),
+    "quit": (CHAT, "\n\n  \n/quit\nnever said\n"),
+    "no last newline": (CHAT, "Hello"),
+    "seed": ("chat --temperature 1 --seed 5 --max-tokens 12", "Hello\n/retry\nAnd you?\n/stats\n"),
+    "stop": (f"{CHAT} --stop 4", "What is 20 + 22?\n/stats\n"),
+    "kv-bits 8": (f"{CHAT} --kv-bits 8", f"{TURNS}/stats\n/undo\nHello\n/stats\n"),
+    "kv-bits 4, group and start": (
+        f"{CHAT} --kv-bits 4 --kv-group-size 32 --kv-start 64",
+        f"{TURNS}/stats\n/edit Hello\n/stats\n",
+    ),
+    "context": (f"{CHAT} --context 130", f"{TURNS}/stats\n{TURNS}/stats\n/undo\n/undo\nHello\n"),
+    "tiny, past the window": (
+        "chat --model tiny --temperature 0 --max-tokens 20",
+        f"{TURNS}/stats\n/undo\nA\n/stats\n",
+    ),
+    "too long a message": (
+        "chat --model tiny --seed 1 --max-tokens 5",
+        f"{'word ' * 300}\n/stats\nHello\n/stats\n",
+    ),
+    "no text": (CHAT, b"Hello\ncaf\xe9\n"),
+}
 
 
 def cases() -> Iterator[Case]:
@@ -15,39 +47,7 @@ def cases() -> Iterator[Case]:
 
 
 def chat() -> Iterator[Case]:
-    g = f"chat {GREEDY} --max-tokens 30"
-    scripts: dict[str, tuple[str, str | bytes]] = {
-        "turns": (g, f"{TURNS}/stats\n/history\n"),
-        "retry": (g, "My name is Ada.\n/retry\n/stats\n/retry\n/history\n"),
-        "edit": (g, f"{TURNS}/edit What is 3 + 4?\n/stats\n/edit\n/history\n"),
-        "undo": (g, f"{TURNS}/undo\n/history\n/stats\nHello\n/undo\n/undo\n/undo\n/undo\n/history\n"),
-        "system": (g, "/system\n/system You are terse.\n/system\nWho are you?\n/history\n/reset\n/system\n"),
-        "a system from the start": (f"{g} --system 'You are terse.'", "/system\nHello\n/reset\n/system\n"),
-        "reset": (g, "My name is Ada.\n/reset\n/stats\nWhat is my name?\n/history\n"),
-        "help": (g, "/help\n/unknown\n/ \n/stats\n/history\n/HELP\n"),
-        "nothing to go back to": (g, "/retry\n/edit hello\n/undo\n"),
-        "exit": (g, "/exit\nnever said\n"),
-        "quit": (g, "\n\n  \n/quit\nnever said\n"),
-        "no last newline": (g, "Hello"),
-        "seed": ("chat --temperature 1 --seed 5 --max-tokens 12", "Hello\n/retry\nAnd you?\n/stats\n"),
-        "stop": (f"{g} --stop 4", "What is 20 + 22?\n/stats\n"),
-        "kv-bits 8": (f"{g} --kv-bits 8", f"{TURNS}/stats\n/undo\nHello\n/stats\n"),
-        "kv-bits 4, group and start": (
-            f"{g} --kv-bits 4 --kv-group-size 32 --kv-start 64",
-            f"{TURNS}/stats\n/edit Hello\n/stats\n",
-        ),
-        "context": (f"{g} --context 130", f"{TURNS}/stats\n{TURNS}/stats\n/undo\n/undo\nHello\n"),
-        "tiny, past the window": (
-            "chat --model tiny --temperature 0 --max-tokens 20",
-            f"{TURNS}/stats\n/undo\nA\n/stats\n",
-        ),
-        "too long a message": (
-            "chat --model tiny --seed 1 --max-tokens 5",
-            f"{'word ' * 300}\n/stats\nHello\n/stats\n",
-        ),
-        "no text": ("chat", b"Hello\ncaf\xe9\n"),
-    }
-    for name, (line, script) in scripts.items():
+    for name, (line, script) in SCRIPTS.items():
         yield Case(f"chat: {name}", (step(line, script),))
     yield Case(
         "chat: little memory",
@@ -56,7 +56,7 @@ def chat() -> Iterator[Case]:
             step("chat", "Hello\n", variables={"OLMO3_MEMORY": "10M"}),
         ),
     )
-    terminal = step(g, "What is 20 + 22?\n/stats\n/exit\n", terminal=True)
+    terminal = step(CHAT, "What is 20 + 22?\n/stats\n/exit\n", terminal=True)
     yield Case("chat: on a terminal", (terminal,))
     yield from group(
         "chat wrong",
@@ -73,8 +73,7 @@ def chat() -> Iterator[Case]:
 
 
 def sessions() -> Iterator[Case]:
-    g = f"chat {GREEDY} --max-tokens 30"
-    name, more = f"{g} --session ada", f"/stats\nWhat is my name?\n/stats\n/undo\n/undo\n{TURNS}/history\n"
+    name, more = f"{CHAT} --session ada", f"/stats\nWhat is my name?\n/stats\n/undo\n/undo\n{TURNS}/history\n"
     kept = (
         step(name, TURNS),
         step(name, more),
@@ -108,7 +107,7 @@ def sessions() -> Iterator[Case]:
 
 
 def damaged_sessions() -> Iterator[Case]:
-    name, caches = f"chat {GREEDY} --max-tokens 30 --session ada", "sessions/ada/caches"
+    name, caches = f"{CHAT} --session ada", "sessions/ada/caches"
     damages = {
         "no caches": f"rm -r {caches}",
         "an index that is none": f"echo '{{' > {caches}/caches.json",
@@ -126,7 +125,7 @@ def damaged_sessions() -> Iterator[Case]:
 
 
 def places_of_sessions() -> Iterator[Case]:
-    name = f"chat {GREEDY} --max-tokens 30 --session ada"
+    name = f"{CHAT} --session ada"
     wrong = {"dots": "=../a", "a slash": "=a/b", "empty": "=", "a dash": "=-a", "long": f"={'x' * 101}"}
     yield from group("session wrong", {what: f"chat --session{name}" for what, name in wrong.items()})
     # The first one waits at a pipe that nobody writes to until the second one is done.
