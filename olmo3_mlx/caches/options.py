@@ -54,11 +54,14 @@ class CacheOptions:
         """Keywords over `options`, or over the defaults. Raises OptionError for values outside their range,
         TypeError for a keyword that there is not.
         """
-        check_keywords(keywords, CacheKeywords)
         if options is not None and not isinstance(options, CacheOptions):
             raise OptionError(f"expected CacheOptions, or keywords such as kv_bits=8, not {options!r}")
+        options = options or cls()
+        if not keywords:
+            return options
+        check_keywords(keywords, CacheKeywords)
         given: dict[str, Any] = {name.removeprefix("kv_"): value for name, value in keywords.items()}
-        return replace(options or cls(), **given) if given else options or cls()
+        return replace(options, **given)
 
     def quantization(self, head_dim: int) -> KVQuantization | None:
         """The form of quantized keys and values in heads of this size; None where they are not quantized.
