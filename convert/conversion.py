@@ -105,11 +105,15 @@ class Conversion:
             keys.COPIED_FILES: copied_files(self.source.folder, self.tokenizer_folder),
         }
 
+    def check_room(self, folder: Path) -> None:
+        """Raise ConvertError if the disk of `folder` has no place for what is still to be written."""
+        check_room(folder, self.layout, self.source.largest_shard())
+
     def write(self, folder: Path, progress: Progress, stage: Stage) -> None:
         """Fill the folder. `progress` is told how many bytes are written, `stage` what comes next."""
         journal = Journal(folder, self.ingredients())
         journal.keep(self.specs)
-        check_room(folder, self.layout, self.source.largest_shard())
+        self.check_room(folder)
         output = Output(folder, self.layout, journal)
         write_index(folder, self.layout, self.size.parameters)
         write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)

@@ -16,7 +16,7 @@ from convert.card.quality import Quality
 from convert.card.quality_card import write_card
 from convert.conversion import Conversion
 from convert.options import ConvertKeywords, ConvertOptions, check_type
-from convert.preparing import evaluation_text, prepare
+from convert.preparing import calibrating, evaluation_text, prepare
 from convert.progress import Progress, Stage
 from convert.reading.source import Source
 from convert.size import Size
@@ -102,10 +102,10 @@ def convert(
     `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be. `upload_to`
     names a repository on the hub to put it in.
 
-    Raises OptionError for options of other types, or that do not exist or go together; ConfigError,
-    CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for one that
-    is quantized already, a recipe that does not fit it, and a destination that exists or cannot be written;
-    TypeError for a keyword that is no option.
+    Raises OptionError for options of a wrong type, with unknown values, or that exclude each other;
+    ConfigError, CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for
+    one that is quantized already, a recipe that does not fit it, and a destination that exists or cannot be
+    written; TypeError for a keyword that is no option.
     """
     _check_arguments(source, dest, progress, stage)
     options = ConvertOptions.of(options, **keywords)
@@ -116,8 +116,12 @@ def convert(
     dest = destination(dest)
     with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
         original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
-        conversion = prepare(original, options, folder=folder, stage=stage)
+        conversion = prepare(original, options)
         text, no_card = evaluation_text(conversion, options)
+        if options.calibrates:
+            if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
+                conversion.check_room(folder)
+            conversion = calibrating(conversion, options, folder=folder, stage=stage)
         conversion.write(folder, progress, stage)
         comparison = None
         if text is not None:

@@ -57,8 +57,8 @@ class ConvertOptions:
 
     Two values are parsed from these, once: `schemes`, the recipe that they mean, and `cast`, the dtype.
 
-    Raises OptionError for options of other types, that do not exist, or that another, or its absence, would
-    make nothing of; ConfigError for what a recipe's file says; HubError for a name that no repository has.
+    Raises OptionError for options of other types, with unknown values, or that another option rules out or
+    requires; ConfigError for what a recipe's file says; HubError for a name that no repository has.
     """
 
     bits: int | EllipsisType | None = ...
@@ -122,8 +122,8 @@ class ConvertOptions:
 
     @property
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The options that shape the result, by name, in JSON's types; usual values that were left out are
-        there too if they matter, and others are not.
+        """The options that shape the result, by name, in JSON's types; defaults are
+        included where they shape the result.
         """
         settings: dict[str, Any] = {"target_bpw": self.target_bpw, "recipe": self.recipe}
         if self.chosen_by == "bits":
@@ -159,7 +159,7 @@ class ConvertOptions:
                 " too, or leave it out to only cast",
             )
         if self.recipe is not None and (bits_given or others_given):
-            raise beside_a_recipe()
+            raise recipe_conflict()
         if self.target_bpw is not None and (self.bits is not ... or others_given or self.recipe is not None):
             raise OptionError(
                 Setting("target_bpw"),
@@ -216,7 +216,7 @@ def check_affine(schemes: Collection[Quantization]) -> None:
         )
 
 
-def beside_a_recipe() -> OptionError:
+def recipe_conflict() -> OptionError:
     """The error for bits, group size or mode beside a recipe."""
     return OptionError(Setting("recipe"), " says bits, group size and mode: give either it or those")
 

@@ -29,13 +29,11 @@ _SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weig
 _TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
 
 
-def prepare(source: Source, options: ConvertOptions, *, folder: Path, stage: Stage) -> Conversion:
-    """Decide what the source becomes. Where the same conversion was begun in `folder`, its plan is taken.
+def prepare(source: Source, options: ConvertOptions) -> Conversion:
+    """The conversion of a source by rounding, which `calibrating` goes on from.
 
-    `stage` is told what takes time. Raises ConvertError for a source that is quantized already, a recipe that
-    does not fit it, a target that it cannot reach, and another conversion that was begun in `folder`;
-    OptionError and PromptError for a text to calibrate on; TokenizerError; MemoryFitError; CheckpointError
-    for weights that are not finite.
+    Raises ConvertError for a source that is quantized already and a recipe that does not fit it,
+    TokenizerError.
     """
     tokenizer_folder = _tokenizer_folder(source, options)
     plan = options.schemes.plan(Olmo3(source.config))
@@ -47,8 +45,7 @@ def prepare(source: Source, options: ConvertOptions, *, folder: Path, stage: Sta
             Setting("bits", None),
             ")",
         )
-    rounding = Conversion(source, plan, tokenizer_folder, options.cast, settings=options.settings)
-    return _calibrating(rounding, options, folder, stage) if options.calibrates else rounding
+    return Conversion(source, plan, tokenizer_folder, options.cast, settings=options.settings)
 
 
 def _tokenizer_folder(source: Source, options: ConvertOptions) -> Path:
@@ -62,8 +59,14 @@ def _tokenizer_folder(source: Source, options: ConvertOptions) -> Path:
     return folder
 
 
-def _calibrating(rounding: Conversion, options: ConvertOptions, folder: Path, stage: Stage) -> Conversion:
-    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size."""
+def calibrating(rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage) -> Conversion:
+    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
+    which takes long. Where the same conversion was begun in `folder`, its plan is taken.
+
+    `stage` is told what takes time. Raises ConvertError for a target that the source cannot reach, and for
+    another conversion that was begun in `folder`; OptionError and PromptError for a text to calibrate on;
+    MemoryFitError; CheckpointError for weights that are not finite.
+    """
     source = rounding.source
     check_affine(rounding.plan.layers.values())
     if options.target_bpw is not None:

@@ -102,7 +102,7 @@ class PromptError(Olmo3Error):
 
 
 class CacheError(Olmo3Error):
-    """A cache was asked for what it no longer holds; nothing was changed."""
+    """Caches do not fit: another number or form of them, or what they no longer hold. Nothing was changed."""
 
 
 class SessionError(Olmo3Error):
@@ -143,7 +143,7 @@ def _what_fits(nearest: Sequence[Mapping[str, int]]) -> Iterator[str | Setting]:
 
 
 class ConvertError(Olmo3Error):
-    """A conversion that cannot be made, or could not be finished; nothing is left behind."""
+    """A conversion that cannot be made, or could not be finished; what can be gone on with is kept."""
 
 
 class OptionError(Olmo3Error, ValueError):

@@ -1,8 +1,8 @@
-"""Options are checked: numbers lie in their range, keywords are some that there are."""
+"""Checks of options: numbers in their range, keywords that are known."""
 
 from collections.abc import Callable, Iterable
 
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.errors import OptionError, Setting
 
 
 def check_number(
@@ -12,7 +12,7 @@ def check_number(
     kinds = int if whole else int | float
     if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
         kind = "a whole number" if whole else "a number"
-        raise OptionError(f"{name} must be {kind} {expected}, not {value!r}")
+        raise OptionError(Setting(name), f" must be {kind} {expected}, not {value!r}")
 
 
 def check_keywords(given: Iterable[str], expected: type) -> None:

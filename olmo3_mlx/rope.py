@@ -9,6 +9,7 @@ import math
 import mlx.core as mx
 
 from olmo3_mlx.config import RopeConfig
+from olmo3_mlx.errors import ConfigError
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> list[float]:
@@ -21,6 +22,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> list[float]:
     plain = [rope.theta ** (-i / half) for i in range(half)]
     if rope.rope_type == "default":
         return plain
+    if rope.rope_type != "yarn":
+        raise ConfigError(f"expected a rope_type of default or yarn, got {rope.rope_type!r}")
 
     def pair_that_turns(times: float) -> float:
         context = rope.original_max_position_embeddings

@@ -118,7 +118,9 @@ def test_the_demo_remembers_a_name_and_runs_only_what_is_new(demo: tuple[Olmo3, 
 def fresh_ids(chat: Chat, ids: Sequence[int]) -> tuple[int, ...]:
     """What the model answers to these ids with empty caches."""
     session = Session(chat.model)
-    pieces = _answer(session, chat.tokenizer, ids, chat.options, begins=0, short=lambda: False, progress=None)
+    pieces = _answer(
+        session, chat.tokenizer, ids, chat.options, begins=0, memory_is_short=lambda: False, progress=None
+    )
     return join(pieces).token_ids
 
 

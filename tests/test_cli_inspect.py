@@ -132,10 +132,11 @@ def test_inspect_finds_the_context_for_a_precision_of_caches(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--context", 0], ("context", "0")),
+        (["--context", 0], ("--context", "0")),
         (["--context", 65537], ("context", "65,536", "65,537")),
-        (["--kv-bits", 8, "--kv-group-size", 48], ("kv_group_size", "48")),
-        (["--context", 9, "--kv-start", -1], ("kv_start", "-1")),
+        (["--kv-bits", 8, "--kv-group-size", 48], ("--kv-group-size", "48")),
+        (["--kv-group-size", 48], ("--kv-group-size", "48")),
+        (["--context", 9, "--kv-start", -1], ("--kv-start", "-1")),
     ],
 )
 def test_inspect_refuses_a_wrong_context_in_one_line(

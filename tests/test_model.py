@@ -174,7 +174,7 @@ def test_swiglu_is_silu_times_up() -> None:
 
 
 def test_a_group_size_without_bits_and_a_negative_start_are_refused(tiny: Olmo3) -> None:
-    with pytest.raises(OptionError, match="kv_group_size 64 is for quantized caches: give kv_bits too"):
+    with pytest.raises(OptionError, match="kv_group_size=64 is for quantized caches: give kv_bits too"):
         tiny.make_caches(kv_group_size=64)
     with pytest.raises(OptionError, match="kv_start must be a whole number of at least 0, not -1"):
         tiny.make_caches(kv_bits=8, kv_start=-1)

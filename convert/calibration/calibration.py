@@ -7,7 +7,7 @@
     tensors |= calibration.head()
 
 Each layer sees the inputs that the quantized layers before it give on the text, and aims at the outputs that
-the original gives on its own (half of the way: see Decisions in CONTRIBUTING). Where a
+the original gives on its own (half of the way: see docs/decisions). Where a
 norm follows a layer, as Olmo 3's blocks have it after queries, keys, o_proj and down_proj, a token
 counts by one over its output's mean square, because that is the size of an error after the norm.
 """

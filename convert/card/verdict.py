@@ -15,8 +15,7 @@ class _Limit:
 # token at no more than sqrt(k / 2) of positions: 16 % at 0.05, 35 % at 0.25. On the lab's chat model 8, 6
 # and 5 bits lie below the first line and answer as the original does; 4 bits lie below the second, still as
 # often right, but worded otherwise; 3 bits lie far above both, and much that was right is wrong. Agreement
-# must hold too: the same KL can change few top tokens or many. See Decisions in CONTRIBUTING.md,
-# 2026-11-24.
+# must hold too: the same KL can change few top tokens or many. See docs/decisions, 2026-11-24.
 _LIMITS = {"good": _Limit(0.05, 0.80), "fair": _Limit(0.25, 0.65)}
 _MEANING = {
     "identical": "both models say the same everywhere",

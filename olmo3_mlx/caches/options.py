@@ -44,7 +44,8 @@ class CacheOptions:
             check_group_size(self.group_size)
             if self.bits is None:
                 raise OptionError(
-                    f"kv_group_size {self.group_size} is for quantized caches: give ",
+                    Setting("kv_group_size", self.group_size),
+                    " is for quantized caches: give ",
                     Setting("kv_bits"),
                     " too",
                 )

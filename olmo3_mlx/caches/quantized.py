@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 
 from olmo3_mlx.caches.attention import attention, pace, visible
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.packing import packed
 
 # Bits of keys and values. At 4 bits values get a fifth, as their errors cost more (docs/decisions).
@@ -45,8 +45,9 @@ class KVQuantization:
         check_bits(self.bits)
         if self.group_size not in GROUP_SIZES or self.head_dim % self.group_size:
             raise OptionError(
-                f"kv_group_size must be 32, 64 or 128 and divide the head dimension {self.head_dim}, "
-                f"not {self.group_size}"
+                Setting("kv_group_size"),
+                f" must be 32, 64 or 128 and divide the head dimension {self.head_dim}, "
+                f"not {self.group_size}",
             )
 
     @classmethod
@@ -106,13 +107,13 @@ class KVQuantization:
 def check_bits(bits: int) -> None:
     """Raise OptionError unless caches can be quantized to so many bits."""
     if bits not in BITS:
-        raise OptionError(f"kv_bits must be one of {', '.join(map(str, BITS))}, not {bits}")
+        raise OptionError(Setting("kv_bits"), f" must be one of {', '.join(map(str, BITS))}, not {bits}")
 
 
 def check_group_size(group_size: int) -> None:
     """Raise OptionError unless so many values can share a scale."""
     if group_size not in GROUP_SIZES:
-        raise OptionError(f"kv_group_size must be 32, 64 or 128, not {group_size}")
+        raise OptionError(Setting("kv_group_size"), f" must be 32, 64 or 128, not {group_size}")
 
 
 class Packed(NamedTuple):

@@ -41,7 +41,7 @@ def load(
     checkpoint's, except on MLX's CPU backend (see `default_dtype`).
 
     Raises ConfigError, CheckpointError, HubError, TokenizerError or TemplateError, each with one
-    line that says what is wrong with which file.
+    line that says what is wrong with which file; OptionError for another `dtype`.
     """
     target = dtype_named(dtype) if dtype is not None else None
     checkpoint = Checkpoint.open(model, revision)
@@ -51,7 +51,9 @@ def load(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder and what its files say. Each file is read once, when it is first asked for."""
+    """A checkpoint's folder and what its files say: the config is read when it is opened, headers and
+    tokenizer once, when they are first asked for.
+    """
 
     folder: Path
     config: Olmo3Config
@@ -94,7 +96,7 @@ class Checkpoint:
 
     @cached_property
     def default_dtype(self) -> mx.Dtype | None:
-        """What `load` casts to unless told; None for the checkpoint's own type. See `default_dtype`."""
+        """What `load` casts to unless told; None for the checkpoint's own type. See weights.py."""
         return default_dtype(self.headers)
 
     def plan(
@@ -115,7 +117,7 @@ class Checkpoint:
         return plan(self.config, self.weight_bytes(dtype), options, context=context, itemsize=itemsize)
 
     def load(self, dtype: mx.Dtype | None = None) -> Olmo3:
-        """The model, checked and evaluated. It computes in `dtype`, see `load`.
+        """The model, checked and evaluated. It computes in `dtype`, left out in `default_dtype`.
 
         Raises CheckpointError for tensors that are missing, unexpected, misshapen or not finite, before
         any data is read where the headers tell.
@@ -133,7 +135,7 @@ class Checkpoint:
         return model
 
     def weight_bytes(self, dtype: mx.Dtype | None = None) -> int:
-        """What the weights take once loaded in `dtype`, see `load`. Raises what `headers` raises."""
+        """What the weights take once `load` has them in `dtype`. Raises what `headers` raises."""
         dtype = dtype or self.default_dtype
         return sum(header.size * _loaded(header, dtype).size for header in self.headers.values())
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.generate import ended, statistics
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering, cache_options
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answer_options, cache_options
 from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion
@@ -59,7 +59,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; returns the exit code."""
-    options = answering(args)
+    options = answer_options(args)
     with ExitStack() as stack:
         saved = stack.enter_context(open_conversation(args.session)) if args.session is not None else None
         if saved and saved.messages and args.system is not None:
@@ -103,7 +103,7 @@ def _resumed(session: Session, messages: Sequence[Message]) -> str:
     try:
         session.resume()
     except SessionError as error:
-        return f"{said}, which are read again: {error})"
+        return f"{said}, which are read again: {worded(error)})"
     return f"{said}, {len(session.tokens)} tokens of which are held)"
 
 
@@ -182,7 +182,7 @@ class _Conversation:
             if isinstance(error, CachesNotSavedError):
                 what = "what the caches hold, which a restart will have to read again"
             if not self._told:
-                print(f"(not saved is {what}: {error}; the chat goes on)", file=sys.stderr)
+                print(f"(not saved is {what}: {worded(error)}; the chat goes on)", file=sys.stderr)
             self._told = True
 
     def _exit(self, _: str) -> None:

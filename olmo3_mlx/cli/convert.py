@@ -139,10 +139,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> "ConvertOptions":
     """The options of a command line: --dtype alone only casts. Raises OptionError."""
-    from convert.options import ConvertOptions, beside_a_recipe  # noqa: PLC0415  (the library never needs it)
+    from convert.options import ConvertOptions, recipe_conflict  # noqa: PLC0415  (the library never needs it)
 
     if args.recipe and args.mode:  # affine is as good as none to ConvertOptions
-        raise beside_a_recipe()
+        raise recipe_conflict()
     calibrates = args.calibrate is not None or args.target_bpw is not None
     quantizes = args.bits or args.mode or args.recipe or calibrates
     return ConvertOptions(

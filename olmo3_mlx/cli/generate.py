@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
-from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answering, cache_options
+from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answer_options, cache_options
 from olmo3_mlx.conversation.completion import Completion, join, stream
 from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.sessions.session import Session
@@ -44,7 +44,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; returns the exit code."""
-    options = answering(args)
+    options = answer_options(args)
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)

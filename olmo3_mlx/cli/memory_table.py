@@ -38,6 +38,8 @@ class MemoryTable:
                 options = CacheOptions(bits, None if bits is None else group_size, start)
                 options.quantization(fit.config.head_dim)
             except OptionError:
+                if group_size is not None:  # that was asked for
+                    raise
                 continue
             caches[label] = options
         return cls(fit, weights, caches)

@@ -78,7 +78,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def answering(args: argparse.Namespace) -> Options:
+def answer_options(args: argparse.Namespace) -> Options:
     """The options of a command line, as `stream` takes them. Raises OptionError for a wrong one."""
     options: Options = {
         "max_tokens": args.max_tokens,

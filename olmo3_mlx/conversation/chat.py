@@ -21,7 +21,7 @@ class Chat:
 
     Each turn renders the whole conversation; the session runs what it does not hold. Templates end
     the last assistant turn with <|endoftext|> and every earlier one with <|im_end|>, so the end token
-    that the model gave is no part of what it holds. The ids that the model chose stay as they are.
+    that the model gave is no part of what the session holds. The ids that the model chose stay as they are.
     """
 
     def __init__(

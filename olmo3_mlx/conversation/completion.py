@@ -131,14 +131,16 @@ def answer(
     begins = len(ids) - len(tokenizer.encode(opening))
     watch = MemoryWatch()
 
-    def short() -> bool:
-        """Whether memory runs out, though the checkpoints were let go."""
+    def memory_is_short() -> bool:
+        """Whether memory runs out, though the snapshots were let go."""
         if not watch.exhausted(session.growth):
             return False
-        session.release()
+        session.drop_snapshots()
         return watch.exhausted(session.growth)
 
-    return _answer(session, tokenizer, ids, options, begins=begins, short=short, progress=progress)
+    return _answer(
+        session, tokenizer, ids, options, begins=begins, memory_is_short=memory_is_short, progress=progress
+    )
 
 
 def _answer(
@@ -148,7 +150,7 @@ def _answer(
     options: GenerationOptions,
     *,
     begins: int,
-    short: Callable[[], bool],
+    memory_is_short: Callable[[], bool],
     progress: Progress | None,
 ) -> Generator[Completion]:
     """The answer to `ids`, the first `begins` of which are what was said before it."""
@@ -160,7 +162,7 @@ def _answer(
     detokenizer, stops = tokenizer.detokenizer(), StopStrings(options.stop)
 
     def on_pass(done: int, total: int) -> None:
-        if done < total and short():
+        if done < total and memory_is_short():
             raise MemoryFitError(f"memory would run out after {done} of {total} tokens: {_MORE_MEMORY}")
         if progress is not None:
             progress(done, total)
@@ -176,7 +178,7 @@ def _answer(
                 reason = "stop" if ended or stops.found else None
                 if reason is None and clock.generated == limit:
                     reason = "length"
-                if reason is None and clock.generated % _WATCHED == 0 and short():
+                if reason is None and clock.generated % _WATCHED == 0 and memory_is_short():
                     reason = "memory"
                 if reason and not stops.found:
                     text += stops.add(detokenizer.finish()) + stops.finish()

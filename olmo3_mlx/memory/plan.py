@@ -13,7 +13,7 @@ import mlx.core as mx
 from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
 from olmo3_mlx.caches.quantized import BITS
 from olmo3_mlx.config import Olmo3Config
-from olmo3_mlx.errors import MemoryFitError, OptionError
+from olmo3_mlx.errors import MemoryFitError, OptionError, Setting
 from olmo3_mlx.generation.loop import PREFILL_CHUNK
 from olmo3_mlx.memory.machine import machine_bytes
 from olmo3_mlx.memory.sizes import cache_bytes, weight_bytes
@@ -150,10 +150,11 @@ def check_context(config: Olmo3Config, context: int | None) -> None:
     if context is None:
         return
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise OptionError(f"context must be a number of tokens, at least 1, not {context!r}")
+        raise OptionError(Setting("context"), f" must be a number of tokens, at least 1, not {context!r}")
     if context > config.max_position_embeddings:
+        longest = config.max_position_embeddings
         raise OptionError(
-            f"context must be at most the model's {config.max_position_embeddings:,} tokens, not {context:,}"
+            Setting("context"), f" must be at most the model's {longest:,} tokens, not {context:,}"
         )
 
 

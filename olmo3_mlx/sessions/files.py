@@ -24,7 +24,7 @@ from olmo3_mlx.durable import remove_unfinished, replace_file
 from olmo3_mlx.errors import SessionError
 from olmo3_mlx.sessions.spans import Payload, Span
 
-FORMAT = "1"  # in which a span is called a block, and a type of layer a kind
+FORMAT = "1"  # it calls a span block, a layer type kind, a fingerprint identity, `sliding_from` captured
 DISK_BYTES = 16 * 2**30  # of a session's files, unless told
 
 _INDEX = "caches.json"

@@ -18,7 +18,7 @@ from olmo3_mlx.memory.plan import MemoryPlan
 from olmo3_mlx.option_checks import check_number
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.snapshots import Snapshots
-from olmo3_mlx.sessions.spans import SpanStore, same
+from olmo3_mlx.sessions.spans import SpanStore, common_length
 from olmo3_mlx.token_ids import check_token_ids
 
 SNAPSHOT_BYTES = 2**31  # of snapshots in memory, unless told
@@ -93,7 +93,7 @@ class Session:
         if self._files is not None:
             self._files.clear()
 
-    def release(self) -> None:
+    def drop_snapshots(self) -> None:
         """Forget the snapshots in memory; those on disk stay."""
         self._snapshots.store.clear()
 
@@ -127,7 +127,7 @@ class Session:
         self, ids: Sequence[int], *, snapshot: int | None = None, progress: Progress | None = None
     ) -> mx.array:
         """Run ids behind what is held; return the logits [1, V] after the last. `progress` as `prefill`
-        of generation.py takes it.
+        of generation/loop.py takes it.
 
         A snapshot is taken `snapshot` tokens into the ids, where the answer's turn begins say, and
         at multiples of 512 positions. If `progress` raises, the session holds what was done.
@@ -146,7 +146,7 @@ class Session:
         return self._run(ids, snapshot, progress, 0, len(ids))
 
     def decode(self, logits: mx.array, sample: Sample, max_tokens: int) -> Generator[int]:
-        """Yield ids as `decode` of generation.py does; then the session holds all of them but the last,
+        """Yield ids as `decode` of generation/loop.py does; then the session holds all of them but the last,
         and has a snapshot there. Whatever else is asked of the session meanwhile ends it.
         """
         self._end_decoding()
@@ -234,7 +234,7 @@ class Session:
         """Hold as much of `wanted` as costs no run; returns how much."""
         snapshots = self._snapshots
         while True:
-            common = same(self._tokens, wanted)
+            common = common_length(self._tokens, wanted)
             back = len(self._tokens) - common
             rewound = common if back <= min(cache.rewindable for cache in self.caches) else 0
             if rewound <= self._options.start and any(cache.quantized for cache in self.caches):

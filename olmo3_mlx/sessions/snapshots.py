@@ -12,7 +12,7 @@ from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.config import FULL, SLIDING
 from olmo3_mlx.errors import SessionError
 from olmo3_mlx.sessions.files import SessionFiles
-from olmo3_mlx.sessions.spans import Payload, Span, SpanStore, same
+from olmo3_mlx.sessions.spans import Payload, Span, SpanStore, common_length
 
 _GRID = 512  # a long prompt gets snapshots at multiples of this position
 
@@ -203,7 +203,7 @@ class Snapshots:
     def _new(self, span: Span) -> list[Span]:
         """The spans up to this one that the caches do not hold."""
         chain = span.chain()
-        return chain[same(self.path, chain) :]
+        return chain[common_length(self.path, chain) :]
 
     def _past(self, span: Span) -> int:
         """How many positions the caches could rewind after this span was restored; less than 0 if they

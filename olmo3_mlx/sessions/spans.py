@@ -60,9 +60,9 @@ class Span:
             span, agreed = waiting.pop()
             yield span, agreed
             if agreed == span.stop:
-                waiting += [
-                    (b, b.start + same(b.tokens, ids[b.start : b.stop])) for b in span.children.values()
-                ]
+                for child in span.children.values():
+                    further = common_length(child.tokens, ids[child.start : child.stop])
+                    waiting.append((child, child.start + further))
 
 
 class Files(Protocol):
@@ -153,7 +153,7 @@ def payload_bytes(payload: Payload) -> int:
     return sum(array.nbytes for layer in payload for array in layer)
 
 
-def same(a: Sequence[object], b: Sequence[object]) -> int:
+def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     """How many of the first elements are equal."""
     pairs = zip(a, b, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
