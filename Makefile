@@ -1,6 +1,6 @@
 # make demo      install, then answer a question with the embedded model
 # make test      install, then run the tests
-# make check     lint and types
+# make check     lint and types, of the tests too
 # make coverage  the tests again, and which lines of both packages they did not reach
 # make bench     the figures in BENCHMARKS.md, against mlx-lm (takes minutes)
 
@@ -29,7 +29,7 @@ coverage: .venv/installed-test
 	@rm -f .coverage.*  # cut short by tests that kill a process or fill its disk
 	$(BIN)/python -m coverage report --skip-covered
 
-check: .venv/installed-check
+check: .venv/installed-test .venv/installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

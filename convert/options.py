@@ -12,6 +12,7 @@ from convert.recipe import Recipe, named, uniform
 from convert.writer.upload import check_repository_name
 from olmo3_mlx.checkpoints.weights import dtype_named
 from olmo3_mlx.errors import OptionError, Setting
+from olmo3_mlx.option_checks import check_keywords
 from olmo3_mlx.quantization import Quantization
 
 
@@ -96,10 +97,7 @@ class ConvertOptions:
     ) -> "ConvertOptions":
         """Keywords over `options`, or over the defaults. Raises TypeError for a keyword that there is not."""
         check_type("options", options, (ConvertOptions, NoneType), "ConvertOptions or None")
-        expected = ConvertKeywords.__annotations__
-        unknown = sorted(keywords.keys() - expected.keys())
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(expected)}")
+        check_keywords(keywords, ConvertKeywords)
         return replace(options or cls(), **keywords) if keywords else options or cls()
 
     @property

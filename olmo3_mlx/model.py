@@ -188,8 +188,8 @@ class Olmo3(nn.Module):
     def make_caches(
         self, options: CacheOptions | None = None, **keywords: Unpack[CacheKeywords]
     ) -> list[Cache]:
-        """Empty caches, one per layer, in the form that `options` say. The keywords are the same, one by one:
-        kv_bits, kv_group_size, kv_start and rewind.
+        """Empty caches, one per layer, in the form that `options` say. Keywords go over them: kv_bits,
+        kv_group_size, kv_start and rewind.
 
         Raises OptionError for a value outside its range.
         """

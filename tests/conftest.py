@@ -156,3 +156,13 @@ def shared() -> Path:
 def lab(request: pytest.FixtureRequest, shared: Path) -> Path:
     """A trained checkpoint: multi-head like the 7B, or grouped-query like the 32B."""
     return shared / "lab" / str(request.param)
+
+
+pytest.register_assert_rewrite("command_line")
+from command_line import (  # noqa: E402, F401  (fixtures; it imports from above)
+    a_users_shell,
+    long_checkpoint,
+    olmo3,
+    parrot,
+    parrot_checkpoint,
+)

@@ -144,7 +144,12 @@ class Writer:
             self.out += f"c{module}\n{name}\n".encode()
 
     def container(self, value: Any) -> None:
-        opening, closing = {tuple: (b"(", b"t"), list: (b"](", b"e"), dict: (b"}(", b"u")}[type(value)]
+        marks: dict[type, tuple[bytes, bytes]] = {
+            tuple: (b"(", b"t"),
+            list: (b"](", b"e"),
+            dict: (b"}(", b"u"),
+        }
+        opening, closing = marks[type(value)]
         self.out += opening
         for item in itertools.chain(*value.items()) if isinstance(value, dict) else value:
             self.save(item)

@@ -131,17 +131,20 @@ def yarn_frequencies(plain: Array, scaling: dict[str, Any], theta: float) -> Arr
     low = max(math.floor(index(scaling["beta_fast"])), 0)
     high = min(math.ceil(index(scaling["beta_slow"])), 2 * half - 1)
     interpolated = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
-    return plain * (1 - interpolated) + plain / scaling["factor"] * interpolated
+    blended: Array = plain * (1 - interpolated) + plain / scaling["factor"] * interpolated
+    return blended
 
 
 def mlp(layer: dict[str, Array], x: Array) -> Array:
     gate, up, down = (layer[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
     hidden = x @ gate.T
-    return (hidden / (1 + np.exp(-hidden)) * (x @ up.T)) @ down.T
+    out: Array = (hidden / (1 + np.exp(-hidden)) * (x @ up.T)) @ down.T
+    return out
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    return weight * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    normed: Array = weight * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    return normed
 
 
 def layer_types(config: dict[str, Any]) -> list[str]:

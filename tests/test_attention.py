@@ -1,5 +1,7 @@
 """Attention in blocks against attention written out in float64; masks; and the memory that blocks save."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_blocks_are_as_large_as_their_bytes_allow_and_each_sees_what_its_window_
     seen: list[tuple[int, int]] = []
     real = mx.fast.scaled_dot_product_attention
 
-    def spy(queries: mx.array, keys: mx.array, *rest: mx.array, **options: object) -> mx.array:
+    def spy(queries: mx.array, keys: mx.array, *rest: mx.array, **options: Any) -> mx.array:
         seen.append((queries.shape[2], keys.shape[2]))
         return real(queries, keys, *rest, **options)
 

@@ -13,7 +13,9 @@ import pytest
 from conftest import TINY, random_model
 
 from olmo3_mlx import CacheError, KVCache, Olmo3, OptionError, RotatingKVCache, load, rewind
+from olmo3_mlx.caches.attention import KeysValues
 from olmo3_mlx.caches.buffered import STEP
+from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.caches.quantized import KVQuantization, QuantizedKeysValues
 from olmo3_mlx.caches.rotating import SLACK
 
@@ -29,7 +31,7 @@ TWO_LAYERS = {**NARROW, "num_hidden_layers": 2, "layer_types": [SLIDING, FULL]}
 ONE_HEAD = {**TWO_LAYERS, "head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1}
 SMALL = {**TWO_LAYERS, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
 
-Form = dict[str, int]  # what make_caches takes beside `rewind`
+Form = dict[str, Any]  # what make_caches takes beside `rewind`
 PLAIN: Form = {}
 FORMS = [PLAIN, {"kv_bits": 8}, {"kv_bits": 4}]
 
@@ -63,7 +65,7 @@ def draw(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(VOCABULARY) for _ in range(count)]
 
 
-def append(model: Olmo3, ids: list[int], caches: list, chunks: list[int]) -> mx.array:
+def append(model: Olmo3, ids: list[int], caches: list[Cache], chunks: list[int]) -> mx.array:
     """Run ids in chunks; all their logits [L, V]."""
     pieces, start = [], 0
     for chunk in chunks:
@@ -71,6 +73,13 @@ def append(model: Olmo3, ids: list[int], caches: list, chunks: list[int]) -> mx.
         start += chunk
     assert start == len(ids)
     return mx.concatenate(pieces)
+
+
+def quantize(caches: list[Cache]) -> None:
+    """Quantize what they hold, as they do themselves once they hold enough."""
+    for cache in caches:
+        assert isinstance(cache, KVCache | RotatingKVCache)
+        cache._quantize()
 
 
 def split(rng: random.Random, total: int, longest: int) -> list[int]:
@@ -82,7 +91,7 @@ def split(rng: random.Random, total: int, longest: int) -> list[int]:
 
 
 def worst(found: mx.array, expected: mx.array) -> float:
-    return float(mx.abs(found - expected).max().item())
+    return float(mx.abs(found - expected).max())
 
 
 class Noted:
@@ -291,9 +300,11 @@ def test_the_layers_make_room_one_after_the_other(chunk: int) -> None:
     before = mx.get_active_memory()
     x = mx.random.normal((1, 4, chunk, 64))
     for cache in layers:
-        keys, values = cache.append(x, x)
+        view = cache.append(x, x)
+        assert isinstance(view, KeysValues)
+        keys, values = view
         x = keys[:, :, -chunk:] + values[:, :, -chunk:]  # attention, as far as memory goes
-        del keys, values
+        del keys, values, view
     mx.eval(x)
     one_layer = 2 * 4 * 64 * 4 * (full + chunk)  # keys and values, old and new, in float32
     assert mx.get_peak_memory() - before < 3 * one_layer
@@ -303,7 +314,9 @@ def test_a_decoding_step_attends_to_the_window_without_a_mask() -> None:
     cache = RotatingKVCache(8)
     for position in range(600):
         one = mx.full((1, 1, 1, 2), float(position))
-        keys, values = cache.append(one, one)
+        view = cache.append(one, one)
+        assert isinstance(view, KeysValues)
+        keys, values = view
         expected = list(range(max(0, position - 7), position + 1))
         assert keys[0, 0, :, 0].tolist() == values[0, 0, :, 1].tolist() == expected
 
@@ -470,8 +483,7 @@ def test_unquantized_copies_go_into_quantized_caches_and_the_other_way_round(
     assert all(cache.quantized for cache in caches)
     again = model.make_caches(rewind=4, **late)
     model(mx.array([ids[:40]]), again)
-    for cache in again:
-        cache._quantize()
+    quantize(again)
     assert (
         worst(append(model, ids[40:], caches, [5, 25]), append(model, ids[40:], again, [5, 25])) < TOLERANCE
     )
@@ -508,8 +520,7 @@ def test_kv_start_quantizes_once_the_text_is_longer_and_for_good(
     # What came before was computed from exact keys and values, what lies 40 back and on was not.
     other = model.make_caches(rewind=64, **form, kv_start=300)
     append(model, ids[:261], other, [261])
-    for cache in other:
-        cache._quantize()
+    quantize(other)
     assert worst(found, append(model, ids[261:], other, [69])) < TOLERANCE
 
 
@@ -540,8 +551,7 @@ def test_a_cache_quantized_late_is_the_one_quantized_by_hand_at_that_moment(
     for caches in (late, by_hand):
         append(model, ids[:250], caches, [200, 50])
         assert not any(cache.quantized for cache in caches)
-    for cache in by_hand:
-        cache._quantize()
+    quantize(by_hand)
     new = mx.array([ids[250:]])
     assert worst(model(new, late)[0], model(new, by_hand)[0]) < TOLERANCE
     for ours, theirs in zip(late, by_hand, strict=True):
@@ -564,7 +574,7 @@ def test_a_first_pass_beyond_kv_start_is_quantized_at_once(models: Callable[...,
     [{"kv_bits": 5}, {"kv_bits": 0}, {"kv_bits": 8, "kv_group_size": 48}, {"kv_start": -1}, {"rewind": -1}],
 )
 def test_options_of_caches_outside_their_range_are_refused(
-    models: Callable[..., Olmo3], options: dict[str, int]
+    models: Callable[..., Olmo3], options: dict[str, Any]
 ) -> None:
     with pytest.raises(OptionError, match=f"{list(options)[-1]} must"):
         models(GROUPED).make_caches(**options)
@@ -584,7 +594,7 @@ def test_a_quantized_decoding_step_sees_the_window_and_nothing_else(form: Form) 
         assert isinstance(view, QuantizedKeysValues)
         seen = range(max(0, position - 7), position + 1)
         assert view.stop - view.start == len(seen)
-        found = float(view.attention(queries, scale=1.0, window=8)[0, 1, 0, 31].item())
+        found = float(view.attention(queries, scale=1.0, window=8)[0, 1, 0, 31])
         assert found == pytest.approx(sum(seen) / len(seen), rel=1e-5)  # one scale each: exact
 
 
@@ -597,7 +607,7 @@ def test_quantized_caches_cost_a_trained_model_little(lab: Path, shared: Path) -
         for logits in (fresh(model, ids, form) for form in FORMS)
     )
     for found, limit in ((eight, 0.002), (four, 0.06)):
-        divergence = float((mx.exp(exact) * (exact - found)).sum(-1).mean().item())
+        divergence = float((mx.exp(exact) * (exact - found)).sum(-1).mean())
         assert 0 < divergence < limit
 
 

@@ -43,8 +43,7 @@ def test_keywords_say_the_same() -> None:
     assert CacheOptions.of(kv_bits=4, kv_group_size=64, kv_start=100, rewind=16) == options
     assert CacheOptions.of(options) is options
     assert CacheOptions.of() == CacheOptions()
-    with pytest.raises(OptionError, match="not both"):
-        CacheOptions.of(options, kv_bits=4)
+    assert CacheOptions.of(options, kv_bits=8, rewind=1) == CacheOptions(8, 64, 100, 1)
     with pytest.raises(OptionError, match="expected CacheOptions, or keywords such as kv_bits=8, not 512"):
         CacheOptions.of(512)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unknown option bits: expected kv_bits, kv_group_size"):

@@ -20,9 +20,10 @@ from convert.card.markdown import code
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, page
 from convert.card.pictures import kl_picture, layers_picture
-from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality, Size
+from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality
 from convert.card.quality_card import write_card
 from convert.card.verdict import verdict
+from convert.size import Size
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.quantization import Quantization
@@ -257,7 +258,8 @@ FOUR, EIGHT = Quantization(4, 64), Quantization(8, 32)
 MORE, GROUPS, CALIBRATE = "more bits: `--bits", "groups", "--calibrate"
 DOWN = {"model.layers.0.mlp.down_proj": 352, "model.layers.1.mlp.down_proj": 352}
 RECIPE, TARGET = "where most", "--target-bpw"
-BITS, CHOSEN = {"chosen_by": "bits", "calibrated": False}, {"chosen_by": "bits", "calibrated": True}
+BITS: dict[str, Any] = {"chosen_by": "bits", "calibrated": False}
+CHOSEN: dict[str, Any] = {"chosen_by": "bits", "calibrated": True}
 TOLD, TUNED = {"chosen_by": "recipe", "calibrated": False}, {"chosen_by": "recipe", "calibrated": True}
 
 

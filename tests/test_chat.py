@@ -118,8 +118,8 @@ def test_the_demo_remembers_a_name_and_runs_only_what_is_new(demo: tuple[Olmo3, 
 def fresh_ids(chat: Chat, ids: Sequence[int]) -> tuple[int, ...]:
     """What the model answers to these ids with empty caches."""
     session = Session(chat.model)
-    how = {"begins": 0, "short": lambda: False, "progress": None}
-    return join(_answer(session, chat.tokenizer, ids, chat.options, **how)).token_ids
+    pieces = _answer(session, chat.tokenizer, ids, chat.options, begins=0, short=lambda: False, progress=None)
+    return join(pieces).token_ids
 
 
 def test_a_conversation_longer_than_the_window_goes_on_as_a_fresh_run_would(
@@ -267,7 +267,7 @@ def test_an_edited_conversation_is_run_from_where_it_differs_even_where_the_cach
     )
     chat = chat_with(model, tokenizer)
     say(chat, "Hi")
-    chat.messages[-1]["content"] = "No."
+    chat.messages[-1] = assistant("No.")
     (piece, *_) = say(chat, "Ho")
     assert tokenizer.decode(model.prompts[1]) == tokenizer.apply_chat_template(
         [user("Hi"), assistant("No."), user("Ho")]
@@ -682,7 +682,7 @@ def test_a_retry_in_the_middle_of_an_answer_ends_it(tokenizer: Tokenizer) -> Non
 def test_a_retry_after_messages_were_changed_by_hand_answers_what_stands_there(tokenizer: Tokenizer) -> None:
     model, chat = scripted_chat(tokenizer, "one", "two")
     say(chat, "Hi")
-    chat.messages[0]["content"] = "Hello"
+    chat.messages[0] = user("Hello")
     list(chat.retry())
     assert chat.messages[0] == user("Hello")
     assert tokenizer.decode(model.prompts[-1]) == tokenizer.apply_chat_template([user("Hello")])
@@ -709,7 +709,7 @@ def test_two_branches_of_a_chat_are_gone_between_without_reading_them_again(
 
 def test_a_session_decides_on_the_context(tokenizer: Tokenizer) -> None:
     model = ScriptedModel(saying(tokenizer, "a<|im_end|>"))
-    chat = chat_with(model, tokenizer, session=Session(model, context=60))  # type: ignore[arg-type]
+    chat = chat_with(model, tokenizer, session=Session(model, context=60))
     with pytest.raises(PromptError, match="60"):
         chat.send("x " * 60)
 
@@ -820,7 +820,7 @@ def test_a_history_without_its_thinking_costs_only_what_changed(
         return filler if since < length else [*answer, filler][min(since - length, len(answer))]
 
     model = ScriptedModel(script, window=8)
-    session = Session(model, rewind=rewind)  # type: ignore[arg-type]
+    session = Session(model, rewind=rewind)
     history: list[dict[str, str]] = []
     for turn in range(5):
         said = client(thinking, session, history, f"Question {turn}: why is the sea grey?")
@@ -855,7 +855,7 @@ def test_a_client_that_sends_everything_back_costs_just_the_new_message(
 ) -> None:
     answers = [[*letters(thinking, f"<think>So, {n}.</think>It is {n}."), end] for n in range(4)]
     model = ScriptedModel(saying(thinking, *answers), window=8)
-    session = Session(model, rewind=1)  # type: ignore[arg-type]
+    session = Session(model, rewind=1)
     history: list[dict[str, str]] = []
     added = len(
         thinking.encode("<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>")

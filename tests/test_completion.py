@@ -27,6 +27,8 @@ from olmo3_mlx import (
     generate,
     stream,
 )
+from olmo3_mlx.caches.attention import KeysValues
+from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.conversation.options import GenerationOptions
 from olmo3_mlx.generation.sampling import SamplingOptions
 from olmo3_mlx.memory.machine import MemoryWatch
@@ -54,18 +56,17 @@ class ScriptedModel:
     calls: int = 0
     on_call: Callable[["ScriptedModel", int], None] = lambda model, length: None
 
-    @property
-    def config(self) -> SimpleNamespace:
-        return SimpleNamespace(vocab_size=8192, max_position_embeddings=self.context)
+    def __post_init__(self) -> None:
+        self.config: Any = SimpleNamespace(vocab_size=8192, max_position_embeddings=self.context)
 
-    def make_caches(self, options: CacheOptions | None = None) -> list[KVCache | RotatingKVCache]:
+    def make_caches(self, options: CacheOptions | None = None) -> list[Cache]:
         rewind = (options or CacheOptions()).rewind if self.rewind is None else self.rewind
         return [KVCache(), RotatingKVCache(self.window, rewind)]
 
     def __call__(
         self,
         tokens: mx.array,
-        caches: list[KVCache | RotatingKVCache],
+        caches: list[Cache],
         *,
         logits_to_keep: int | None = None,
         checked: bool = False,
@@ -73,7 +74,9 @@ class ScriptedModel:
         self.calls += 1
         self.on_call(self, tokens.shape[1])
         keys = tokens[:, None, :, None].astype(mx.float32)
-        history = ids_in(caches[0].append(keys, keys)[0])
+        seen = caches[0].append(keys, keys)
+        assert isinstance(seen, KeysValues)
+        history = ids_in(seen.keys)
         caches[1].append(keys, keys)
         assert caches[0].offset == caches[1].offset
         if tokens.shape[1] > 1:

@@ -217,7 +217,8 @@ def test_the_options_that_shape_a_result_are_data_which_each_face_spells(
 
 def test_options_are_one_value_that_keywords_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ConvertOptions(bits=8, group_size=32)
-    for name, keywords in (("value", {}), ("changed", {"bits": 4})):
+    changes: dict[str, ConvertKeywords] = {"value": {}, "changed": {"bits": 4}}
+    for name, keywords in changes.items():
         to_mlx(tiny_checkpoint, tmp_path / name, options, **keywords)
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["quantization"] == {"group_size": 32, "bits": keywords.get("bits", 8), "mode": "affine"}

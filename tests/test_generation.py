@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from olmo3_mlx import CacheOptions, KVCache, Olmo3, OptionError, PromptError
@@ -15,6 +16,8 @@ GREEDY = Sampler(SamplingOptions())
 
 class Counting:
     """A model that answers each token with the next number, and records what it was given."""
+
+    config: Any = None  # the loop asks for none
 
     def __init__(self, vocabulary: int = 100) -> None:
         self.vocabulary = vocabulary
@@ -43,7 +46,7 @@ class Counting:
 
 def held(cache: Cache) -> list[int]:
     """The tokens in a cache of Counting."""
-    return [int(i) for i in cache.state[0][0, 0, : cache.offset, 0].tolist()]
+    return [int(i) for i in np.array(cache.state[0][0, 0, : cache.offset, 0])]
 
 
 def test_the_prompt_is_one_pass_with_the_head_on_one_position() -> None:
@@ -125,7 +128,7 @@ def test_decoding_equals_a_full_recompute(tiny: Olmo3) -> None:
     expected: list[int] = []
     for _ in range(40):
         logits = tiny(mx.array([ids + expected]))[0, -1]
-        expected.append(int(mx.argmax(logits).item()))
+        expected.append(int(mx.argmax(logits)))
     assert found == expected
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
-        "fields durable packing ranges published",
+        "fields durable packing option_checks published",
         "quantization",
         "config",
         "rope token_ids",

@@ -57,7 +57,8 @@ def numpy_tensors(source: Source) -> dict[str, oracle.Array]:
 
 def log_softmax(logits: oracle.Array) -> oracle.Array:
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    found: oracle.Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
 
 
 def log_probabilities(source: Source, tokens: mx.array, config: dict[str, Any] = TINY) -> oracle.Array:
@@ -139,8 +140,8 @@ def test_layer_errors_are_those_of_the_states_and_added_is_one_layers_doing(
         ours, theirs = (
             each.block(index)(state, None) for each, state in zip(layers, (ours, theirs), strict=True)
         )
-    ours, theirs = np.array(ours, np.float64), np.array(theirs, np.float64)
-    expected = (np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(ours, axis=-1)).mean()
+    a, b = np.array(ours, np.float64), np.array(theirs, np.float64)
+    expected = (np.linalg.norm(a - b, axis=-1) / np.linalg.norm(a, axis=-1)).mean()
     assert errors["layers.3"].accumulated == pytest.approx(expected, rel=1e-4)
 
 
@@ -162,7 +163,7 @@ def test_tied_heads_are_compared_too(tmp_path: Path) -> None:
     for name, model in (("original", random_model(TINY)), ("result", noisy(2, 0.05))):
         tensors = {path: t for path, t in model.tensors().items() if path != "lm_head.weight"}
         pair.append(Source.open(save_checkpoint(tmp_path / name, config, tensors)))
-    quality = measure(*pair, TOKENS)
+    quality = measure(pair[0], pair[1], TOKENS)
     p, q = (log_probabilities(source, TOKENS, config) for source in pair)
     kl = (np.exp(p) * (p - q)).sum(-1)
     actual = np.array(TOKENS)[:, 1:].ravel()

@@ -335,8 +335,8 @@ def test_a_context_that_no_model_has_is_a_wrong_option(context: Any) -> None:
 
 
 def test_a_plan_knows_whether_it_fits() -> None:
-    assert MemoryPlan(1, None, 1, 2, 3, 6).fits
-    assert not MemoryPlan(1, None, 1, 2, 3, 5).fits
+    assert MemoryPlan(1, CacheOptions(), 1, 2, 3, 6).fits
+    assert not MemoryPlan(1, CacheOptions(), 1, 2, 3, 5).fits
 
 
 # The machine

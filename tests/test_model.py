@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def tokens(length: int = LENGTH, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, TINY["vocab_size"], length).tolist()
+    return [int(i) for i in np.random.default_rng(seed).integers(0, TINY["vocab_size"], length)]
 
 
 def as_float64(model: Olmo3) -> dict[str, oracle.Array]:

@@ -25,7 +25,9 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def card_of(folder: Path) -> ModelCard:
-    return ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    assert isinstance(card, ModelCard)
+    return card
 
 
 def cached_with(even: Path, cache: Path, front: str) -> Path:

@@ -406,7 +406,7 @@ def places_of(*offsets: tuple[int, ...] | None, name: str = KEY) -> dict[Any, An
     return {index_of(name, at, i): Object(STORAGE_INFO, (), place) for i, at in enumerate(offsets)}
 
 
-def table(*boxes: Any, array: mx.array = ARRAY) -> Object:
+def table(*boxes: Any, array: Any = ARRAY) -> Object:
     return table_of(array, list(boxes))
 
 

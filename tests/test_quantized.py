@@ -1,6 +1,9 @@
 """Quantized keys and values: what rounding costs, and that attention over them
 is attention over the numbers they stand for, which are never all unpacked."""
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from test_attention import normal, reference
 from olmo3_mlx import OptionError
 from olmo3_mlx.caches import attention as attention_module
 from olmo3_mlx.caches import quantized as module
+from olmo3_mlx.caches.attention import attention
 from olmo3_mlx.caches.quantized import BITS, KVQuantization, QuantizedKeysValues, _rounded
 
 Floats = NDArray[np.float64]
@@ -28,14 +32,16 @@ def unpacked(codes: mx.array, scales: mx.array, bits: int) -> Floats:
     each = stream.reshape(*stream.shape[:-1], -1, bits).astype(np.int64)
     numbers = (each << np.arange(bits)).sum(-1) - 2 ** (bits - 1)
     group = numbers.shape[-1] // scales.shape[-1]
-    return numbers * np.repeat(as_float64(scales), group, axis=-1)
+    found: Floats = numbers * np.repeat(as_float64(scales), group, axis=-1)
+    return found
 
 
 def hadamard(dim: int) -> Floats:
     matrix = np.ones((1, 1))
     while len(matrix) < dim:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / np.sqrt(dim)
+    turned: Floats = matrix / np.sqrt(dim)
+    return turned
 
 
 def decoded(how: KVQuantization, arrays: list[mx.array]) -> tuple[Floats, Floats]:
@@ -209,11 +215,10 @@ def test_any_number_of_heads_at_a_time_gives_the_same(monkeypatch: pytest.Monkey
     queries = normal(2, 10, 20, 64, seed=2)
     expected = how.attention(queries, arrays, slice(3, 30), scale=0.1, window=0)
     calls: list[int] = []
-    real = module.attention
 
-    def spy(queries: mx.array, *rest: mx.array, **options: float) -> mx.array:
+    def spy(queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
         calls.append(queries.shape[1])
-        return real(queries, *rest, **options)  # type: ignore[arg-type]
+        return attention(queries, keys, values, **options)
 
     monkeypatch.setattr(module, "attention", spy)
     monkeypatch.setattr(module, "UNPACKED_BYTES", each * 2 * 2 * 27 * 64 * 4)
@@ -226,11 +231,11 @@ def test_few_queries_never_unpack_and_many_do(monkeypatch: pytest.MonkeyPatch) -
     how = KVQuantization(4, 64, 64)
     arrays = how.encode(normal(1, 1, 30, 64), normal(1, 1, 30, 64, seed=1))
     seen: list[str] = []
-    dequantize = mx.dequantize
+    dequantize: Callable[..., mx.array] = mx.dequantize
 
     def spy(*parts: mx.array, **options: object) -> mx.array:
         seen.append("unpacked")
-        return dequantize(*parts, **options)  # type: ignore[call-overload]
+        return dequantize(*parts, **options)
 
     monkeypatch.setattr(mx, "dequantize", spy)
     for length in (1, 8):

@@ -115,12 +115,11 @@ def test_a_file_is_let_go_of_before_the_next_is_fetched(hub: FakeHub, dest: Path
     tensors = mx.load(str(write(tmp_path / "model.safetensors", files.pop("model.safetensors"))))
     assert isinstance(tensors, dict)
     early = {name: t for name, t in tensors.items() if "embed" in name or ".layers.0" in name}
+    weight_map: dict[str, str] = {}
     for n, part in enumerate((early, {k: v for k, v in tensors.items() if k not in early}), 1):
         mx.save_safetensors(str(tmp_path / WANTED[n - 1]), part)
         files[WANTED[n - 1]] = (tmp_path / WANTED[n - 1]).read_bytes()
-        for name in part:
-            tensors[name] = n  # type: ignore[assignment]
-    weight_map = {name: WANTED[int(n) - 1] for name, n in tensors.items()}  # type: ignore[call-overload]
+        weight_map |= dict.fromkeys(part, WANTED[n - 1])
     files[INDEX] = json.dumps({"weight_map": weight_map}).encode()
     seen: list[set[str]] = []
 

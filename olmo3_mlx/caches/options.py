@@ -1,13 +1,13 @@
 """The form in which a model's caches hold keys and values, and how far they go back: one value for all."""
 
 from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
 from olmo3_mlx.caches.quantized import BITS, KVQuantization, check_bits, check_group_size
 from olmo3_mlx.errors import OptionError, Setting
-from olmo3_mlx.ranges import check_number
+from olmo3_mlx.option_checks import check_keywords, check_number
 
 
 class CacheKeywords(TypedDict, total=False):
@@ -51,19 +51,17 @@ class CacheOptions:
 
     @classmethod
     def of(cls, options: "CacheOptions | None" = None, **keywords: Unpack[CacheKeywords]) -> "CacheOptions":
-        """`options`, or what the keywords say. Raises OptionError for both together, TypeError for keywords
-        that there are not.
+        """Keywords over `options`, or over the defaults. Raises OptionError for values outside their range,
+        TypeError for a keyword that there is not.
         """
-        known = CacheKeywords.__annotations__
-        if unknown := sorted(keywords.keys() - known.keys()):
-            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(known)}")
-        if options is None:
-            return cls(**{name.removeprefix("kv_"): value for name, value in keywords.items()})  # type: ignore[arg-type]
-        if not isinstance(options, CacheOptions):
+        if options is not None and not isinstance(options, CacheOptions):
             raise OptionError(f"expected CacheOptions, or keywords such as kv_bits=8, not {options!r}")
-        if keywords:
-            raise OptionError("expected CacheOptions, or the same as keywords, not both")
-        return options
+        options = options or cls()
+        if not keywords:
+            return options
+        check_keywords(keywords, CacheKeywords)
+        given: dict[str, Any] = {name.removeprefix("kv_"): value for name, value in keywords.items()}
+        return replace(options, **given)
 
     def quantization(self, head_dim: int) -> KVQuantization | None:
         """The form of quantized keys and values in heads of this size; None where they are not quantized.

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = Checkpoint.open(args.model, args.revision)
     plan = checkpoint.plan(cache_options(args), context=args.context)
     tokenizer, model = checkpoint.tokenizer, checkpoint.load()
-    session = Session(model, replace(plan.options, rewind=1), context=plan.context, snapshot_bytes=0)
+    session = Session(model, plan.options, rewind=1, context=plan.context, snapshot_bytes=0)
     with interruptible() as interrupted:
         pieces = stream(
             model,

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.generation.sampling import SamplingOptions
-from olmo3_mlx.ranges import check_number
+from olmo3_mlx.option_checks import check_keywords, check_number
 from olmo3_mlx.text.stop_strings import StopStrings
 
 
@@ -54,9 +54,7 @@ class GenerationOptions:
 
         A filter given to a checkpoint that is greedy by default asks for sampling: at temperature 1.
         """
-        unknown = sorted(options.keys() - Options.__annotations__.keys())
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]}: expected {', '.join(Options.__annotations__)}")
+        check_keywords(options, Options)
         given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         stop = given.pop("stop", defaults.stop_strings)
         max_tokens = given.pop("max_tokens", defaults.max_new_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from olmo3_mlx.ranges import check_number
+from olmo3_mlx.option_checks import check_number
 
 _LARGEST_FACTOR = 1e30  # beyond this, float32 differences of logits overflow anyway
 

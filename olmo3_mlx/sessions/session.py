@@ -15,7 +15,7 @@ from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
 from olmo3_mlx.errors import CacheError, PromptError, SessionError
 from olmo3_mlx.generation.loop import LanguageModel, Progress, Sample, decode, prefill
 from olmo3_mlx.memory.plan import MemoryPlan
-from olmo3_mlx.ranges import check_number
+from olmo3_mlx.option_checks import check_number
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.snapshots import Snapshots
 from olmo3_mlx.sessions.spans import SpanStore, same

@@ -53,7 +53,7 @@ def decoding(folder: Path, rounds: int, tokens: int) -> list[float]:
     from mlx_lm import stream_generate
 
     model, tokenizer = load(folder)
-    their_model, their_tokenizer = load_theirs(str(folder))
+    their_model, their_tokenizer = load_theirs(str(folder))[:2]
     their_tokenizer.eos_token_ids = set()  # run to the end
     model.generation_config = type(model.generation_config)()
 

@@ -9,6 +9,7 @@ character 100,000 are left out of what is calibrated on. Needs ../shared; minute
 """
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def evaluate(model: Olmo3, texts: list[mx.array]) -> list[mx.array]:
 
 
 def kl_and_perplexity(text: mx.array, reference: mx.array, other: mx.array) -> tuple[float, float]:
-    kl = (mx.exp(reference) * (reference - other)).sum(-1).mean().item()
-    loss = -mx.take_along_axis(other[:, :-1], text[:, 1:, None], axis=-1).mean().item()
-    return float(kl), float(np.exp(loss))
+    kl = (mx.exp(reference) * (reference - other)).sum(-1).mean()
+    loss = -mx.take_along_axis(other[:, :-1], text[:, 1:, None], axis=-1).mean()
+    return float(kl), math.exp(float(loss))
 
 
 def measure(name: str, calibrations: dict[str, bool | Path], folder: Path) -> None:

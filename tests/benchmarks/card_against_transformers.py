@@ -48,7 +48,7 @@ def ours(args: argparse.Namespace) -> int:
         mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
         config = {k: v for k, v in source.data.items() if not k.startswith("quantization")}
         (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
-    quality = measure(*sources, tokens)
+    quality = measure(sources[0], sources[1], tokens)
     found = {name: getattr(quality, name) for name in FIGURES if not name.startswith("perplexity")}
     found |= {f"perplexity {i + 1}": quality.perplexity[i] for i in range(2)}
     (args.out / "ours.json").write_text(json.dumps({"tokens": tokens.tolist(), "figures": found}))

@@ -77,7 +77,8 @@ def calibration_text() -> str:
 
 def in_float32(folder: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
     mx.random.seed(SEED)
-    model, tokenizer, config = load_theirs(str(folder), return_config=True)
+    loaded: Any = load_theirs(str(folder), return_config=True)
+    model, tokenizer, config = loaded
     model.set_dtype(mx.float32)
     return model, tokenizer, config
 
@@ -94,9 +95,11 @@ def from_command(main: Callable[[], None], *options: str) -> dict[str, mx.array]
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["mlx_lm", *options, "--mlx-path", f"{folder}/result"]
         main()
-        quantized = {
-            n: a for file in Path(folder).glob("result/*.safetensors") for n, a in mx.load(str(file)).items()
-        }
+        quantized: dict[str, mx.array] = {}
+        for file in Path(folder).glob("result/*.safetensors"):
+            tensors = mx.load(str(file))
+            assert isinstance(tensors, dict)
+            quantized |= tensors
         mx.eval(quantized)
     return quantized
 
@@ -132,7 +135,7 @@ def with_dwq(folder: Path, samples: int, length: int) -> Calibrated:
         parts = (layer.weight, layer.scales, layer.biases)
         return x @ mx.dequantize(*parts, group_size=layer.group_size, bits=layer.bits).T
 
-    nn.QuantizedLinear.__call__ = unpacked
+    setattr(nn.QuantizedLinear, "__call__", unpacked)  # noqa: B010  (mypy takes it for a mistake)
     np.random.seed(SEED)
     model, tokenizer, config = in_float32(folder)
     student, _, _ = in_float32(folder)

@@ -66,8 +66,8 @@ def main() -> None:
                 times[step.__name__].append(took * 1e3)
     device = mx.device_info().get("device_name", "CPU")
     print(f"{device}, mlx {importlib.metadata.version('mlx')}, {args.rounds} rounds, milliseconds a layer")
-    for name, took in times.items():
-        print(f"{name:12s} {statistics.median(took):.4f} ({min(took):.4f} to {max(took):.4f})")
+    for name, all_ in times.items():
+        print(f"{name:12s} {statistics.median(all_):.4f} ({min(all_):.4f} to {max(all_):.4f})")
     each = [a + b / SLACK for a, b in zip(times["buffer"], times["compaction"], strict=True)]
     ratios = [r / b for r, b in zip(times["ring"], each, strict=True)]
     print(f"ring / (buffer with a compaction every {SLACK} steps): {statistics.median(ratios):.2f} "
