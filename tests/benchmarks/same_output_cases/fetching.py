@@ -99,7 +99,7 @@ def downloads() -> Iterator[Case]:
         (
             step("convert olmo/tiny dest --group-size 32 --no-keep --card"),
             step("convert tiny dest --group-size 32 --no-card --tokenizer olmo/tiny"),
-            step("convert olmo/tiny measured --group-size 32 --revision stage1"),
+            step("convert olmo/tiny cast --dtype bfloat16 --revision stage1"),
         ),
         needs="hub",
     )
@@ -125,7 +125,7 @@ def library() -> Iterator[Case]:
         "generate.py",
         "stream.py",
         "chat.py",
-        "long_context.py",
+        "long_context.py --tokens 256",
         "generate.py 'Who made you?'",
         "quantize.py",
     )

@@ -101,8 +101,8 @@ def compare() -> Iterator[Case]:
     )
     lab = (
         step("convert olmo3-lab-draft 4bit --no-card", first=True),
-        step("compare olmo3-lab-draft 4bit --tokens 256 --length 256"),
-        step("compare olmo3-lab-chat demo --tokens 128 --length 128 --json"),
+        step("compare olmo3-lab-draft 4bit --tokens 128 --length 128"),
+        step("compare olmo3-lab-chat demo --tokens 64 --length 64 --json"),
     )
     yield Case("compare: lab", lab, needs="lab")
 
