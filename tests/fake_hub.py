@@ -168,7 +168,7 @@ def hub(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        timeout = 5
+        timeout = 60
 
         def do_GET(self) -> None:
             fake.answer(self)

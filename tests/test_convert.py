@@ -763,7 +763,7 @@ def run_script(source: Path, dest: Path, way: str) -> "subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
 
