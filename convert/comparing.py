@@ -10,6 +10,7 @@ from convert.card.measure import check_comparable, measure
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES
 from convert.card.quality_card import write_card
+from convert.options import check_type
 from convert.progress import Progress
 from convert.reading.source import Source
 from convert.reading.texts import read_text
@@ -53,6 +54,8 @@ def compare(
     read or holds NaN; TokenizerError; PromptError for tokens outside the vocabulary; ConvertError for two
     checkpoints that cannot be compared, or a card that cannot be written.
     """
+    for name, value in (("tokens", tokens), ("length", length)):
+        check_type(name, value, (int,), "a whole number")
     folder = None if card is None else Path(card)
     if folder is not None:
         _check_card(folder)

@@ -647,3 +647,18 @@ def test_what_the_headers_tell_is_refused_before_any_data_is_read(
     monkeypatch.setattr(mx, "load", lambda path: pytest.fail(f"read {path}"))
     with pytest.raises(CheckpointError, match="lacks"):
         Checkpoint.open(tiny_checkpoint).load()
+
+
+def test_a_checkpoint_is_loaded_in_a_dtype_by_its_name(tiny_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    assert checkpoint.load("bfloat16").dtype == mx.bfloat16
+    assert checkpoint.itemsize("bfloat16") == checkpoint.itemsize(mx.bfloat16) == 2
+    assert checkpoint.plan(dtype="bfloat16").weights == checkpoint.weight_bytes(mx.bfloat16)
+    for call in (checkpoint.load, checkpoint.weight_bytes, checkpoint.itemsize):
+        with pytest.raises(OptionError, match="dtype must be one of"):
+            call("int8")
+
+
+def test_what_is_no_name_at_all_is_refused_as_an_unknown_one() -> None:
+    with pytest.raises(CheckpointError, match="no such folder, and no hub id"):
+        Checkpoint.open(None)  # type: ignore[arg-type]

@@ -296,3 +296,11 @@ def test_the_library_says_what_cannot_be_compared_in_its_own_language(
 ) -> None:
     with pytest.raises(error, match=said):
         compare(*pair, **options)
+
+
+@pytest.mark.parametrize("wrong", ["64", 64.5, True, None])
+@pytest.mark.parametrize("name", ["tokens", "length"])
+def test_a_number_of_tokens_is_a_whole_one(name: str, wrong: Any) -> None:
+    options: dict[str, Any] = {name: wrong}
+    with pytest.raises(OptionError, match=f"{name} must be a whole number, not "):
+        compare("demo", "demo", **options)

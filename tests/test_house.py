@@ -45,7 +45,7 @@ FLOORS: dict[str, list[str]] = {
         "writer: layout journal upload, files folder output",
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
         "comparison, page, quality_card model_card",
-        "options conversion comparing",
+        "options conversion, comparing",
         "preparing",
         "converting",
         "__init__",

@@ -43,7 +43,7 @@ def load(
     Raises ConfigError, CheckpointError, HubError, TokenizerError or TemplateError, each with one
     line that says what is wrong with which file; OptionError for another `dtype`.
     """
-    target = dtype_named(dtype) if dtype is not None else None
+    target = None if dtype is None else dtype_named(dtype)
     checkpoint = Checkpoint.open(model, revision)
     tokenizer = checkpoint.tokenizer  # before the weights, which take longer
     return checkpoint.load(target), tokenizer
@@ -104,7 +104,7 @@ class Checkpoint:
         options: CacheOptions | None = None,
         *,
         context: int | None = None,
-        dtype: mx.Dtype | None = None,
+        dtype: str | mx.Dtype | None = None,
         **keywords: Unpack[CacheKeywords],
     ) -> MemoryPlan:
         """What running it takes with caches of these `options` (or the same as keywords): for a context of so
@@ -116,7 +116,7 @@ class Checkpoint:
         itemsize = self.itemsize(dtype)
         return plan(self.config, self.weight_bytes(dtype), options, context=context, itemsize=itemsize)
 
-    def load(self, dtype: mx.Dtype | None = None) -> Olmo3:
+    def load(self, dtype: str | mx.Dtype | None = None) -> Olmo3:
         """The model, checked and evaluated. It computes in `dtype`, left out in `default_dtype`.
 
         Raises CheckpointError for tensors that are missing, unexpected, misshapen or not finite, before
@@ -125,25 +125,29 @@ class Checkpoint:
         model = Olmo3(self.config, self.generation_config)
         quantize(model, self.headers, self.folder)
         check_names_and_shapes(model, self.headers, self.folder)
-        dtype = dtype or self.default_dtype
+        target = self._target(dtype)
         weights = read_weights(self.weight_files)
-        if dtype is not None:
-            weights = {name: _cast(weight, dtype) for name, weight in weights.items()}
+        if target is not None:
+            weights = {name: _cast(weight, target) for name, weight in weights.items()}
         check_finite(weights, self.folder, self.config.quantization)
         model.load_weights(list(weights.items()))
         mx.eval(model.parameters())
         return model
 
-    def weight_bytes(self, dtype: mx.Dtype | None = None) -> int:
+    def weight_bytes(self, dtype: str | mx.Dtype | None = None) -> int:
         """What the weights take once `load` has them in `dtype`. Raises what `headers` raises."""
-        dtype = dtype or self.default_dtype
-        return sum(header.size * _loaded(header, dtype).size for header in self.headers.values())
+        target = self._target(dtype)
+        return sum(header.size * _loaded(header, target).size for header in self.headers.values())
 
-    def itemsize(self, dtype: mx.Dtype | None = None) -> int:
+    def itemsize(self, dtype: str | mx.Dtype | None = None) -> int:
         """Bytes of one number that the model loaded in `dtype` computes with, and that its caches hold."""
         # A model computes in its norms' dtype, and those are never quantized.
         norm = self.headers.get("model.norm.weight")
-        return 2 if norm is None else _loaded(norm, dtype or self.default_dtype).size
+        return 2 if norm is None else _loaded(norm, self._target(dtype)).size
+
+    def _target(self, dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+        """What weights are cast to where `dtype` is asked for; None for the checkpoint's own type."""
+        return self.default_dtype if dtype is None else dtype_named(dtype)
 
 
 def _loaded(header: TensorHeader, dtype: mx.Dtype | None) -> mx.Dtype:

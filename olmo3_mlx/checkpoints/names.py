@@ -40,7 +40,7 @@ def _local(name: str | Path) -> Path | None:
     try:
         folder = Path(name).expanduser()
         found, exists = folder.is_dir(), folder.exists()
-    except (OSError, RuntimeError, ValueError):  # no name that the system could have
+    except (OSError, RuntimeError, TypeError, ValueError):  # no name that the system could have
         return None
     if not str(name):
         return None
