@@ -331,4 +331,4 @@ def test_a_process_killed_while_saving_leaves_what_loads_right(
         if saves:  # the last save that ended, or the one that was being made
             assert list(session.tokens) in said[max(0, saves - 1) : saves + 1]
         assert goes_on(model, session)
-        assert stray(folder) == []
+        assert not folder.exists() or stray(folder) == []  # it may have been killed before the first save
