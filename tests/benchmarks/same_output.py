@@ -68,7 +68,8 @@ INTENDED = [  # by the rooms of 2026-11-27, against eceaf6d
         "*",
         r"error: (.*(\((no )?--|\(resume=|=False \(|bits=None\)|a recipe|begun with --|give kv_).*|"
         r"[a-z_]+ must be .*)",
-        r"error: (?!could not write|.*--raw|.*has a beginning).*--[a-z].*", "options are spelled as flags, in one way",
+        r"error: (?!could not write|.*--raw|.*has a beginning).*--[a-z].*",
+        "options are spelled as flags, in one way",
     ),
     Intended(
         "*", r"token ids must lie in 0 to \d+, got \d+", r"token id \d+ is outside .* another model",
