@@ -13,19 +13,24 @@ from olmo3_mlx.checkpoints.checkpoint import Checkpoint, load
 from olmo3_mlx.config import GenerationConfig, Olmo3Config, RopeConfig
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion, generate, stream
+from olmo3_mlx.conversation.saved import SavedConversation, open_conversation
 from olmo3_mlx.errors import (
     CacheError,
+    CachesNotSavedError,
     CheckpointError,
     ConfigError,
     ConvertError,
     HubError,
     MemoryFitError,
+    NoTemplateError,
     Olmo3Error,
     OptionError,
     PromptError,
     SessionError,
     TemplateError,
     TokenizerError,
+    UnknownNameError,
+    UnknownRevisionError,
 )
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
@@ -36,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CacheError",
     "CacheOptions",
+    "CachesNotSavedError",
     "Chat",
     "Checkpoint",
     "CheckpointError",
@@ -46,6 +52,7 @@ __all__ = [
     "HubError",
     "KVCache",
     "MemoryFitError",
+    "NoTemplateError",
     "Olmo3",
     "Olmo3Config",
     "Olmo3Error",
@@ -53,13 +60,17 @@ __all__ = [
     "PromptError",
     "RopeConfig",
     "RotatingKVCache",
+    "SavedConversation",
     "Session",
     "SessionError",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",
+    "UnknownNameError",
+    "UnknownRevisionError",
     "generate",
     "load",
+    "open_conversation",
     "rewind",
     "stream",
 ]

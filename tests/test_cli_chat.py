@@ -81,6 +81,7 @@ def test_stats_tell_of_the_last_answer_and_of_the_conversation(olmo3: Run) -> No
         r"conversation: 2 messages, 62 of 4096 tokens, caches: 0\.00\d GB, snapshots: 0\.00\d GB", after
     )
     assert reset == before
+    assert "finish:" not in chat(olmo3, SUM, "/undo", "/stats").out  # the answer is gone
     assert done.err == GREETING + "(a new conversation)\n"
 
 
@@ -167,6 +168,20 @@ def test_a_session_goes_on_after_a_restart_without_being_read_again(olmo3: Run, 
     assert second.err == greeting + "(going on after 4 messages, 89 tokens of which are held)\n"
     assert first.err == greeting
     assert len(json.loads((sessions / "ada" / "conversation.json").read_text())["messages"]) == 6
+
+
+@asks_a_parrot
+def test_a_session_keeps_what_its_caches_hold_through_an_empty_conversation(
+    olmo3: Run, sessions: Path
+) -> None:
+    options = ["--session", "ada", "--temperature", "0"]
+    emptied = chat(olmo3, "My name is Ada.", "/undo", options=options)
+    assert emptied.err == GREETING + "(taken back)\n"
+    again = chat(olmo3, "My name is Ada.", "/stats", options=options)
+    assert again.err == GREETING
+    assert again.out.startswith(f"{ANSWER}\nprompt: 1 token")
+    held = chat(olmo3, options=options)
+    assert "tokens of which are held" in held.err
 
 
 @asks_a_parrot

@@ -1,12 +1,21 @@
 """Saved conversations, from Python as the chat uses them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from olmo3_mlx import CacheOptions, Chat, Olmo3, Session, SessionError, Tokenizer
-from olmo3_mlx.conversation.saved import open_conversation
-from olmo3_mlx.errors import CachesNotSavedError
+from olmo3_mlx import (
+    CacheOptions,
+    CachesNotSavedError,
+    Chat,
+    Olmo3,
+    OptionError,
+    Session,
+    SessionError,
+    Tokenizer,
+    open_conversation,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +67,45 @@ def test_what_could_not_be_saved_is_told_by_the_type(
     with open_conversation("work") as saved, pytest.raises(SessionError, match="No space left") as caught:
         saved.save([], session)
     assert not isinstance(caught.value, CachesNotSavedError)
+
+
+UNREADABLE: dict[str, Any] = {
+    "content in parts": [{"role": "user", "content": ["Hello"]}],
+    "no content": [{"role": "user"}],
+    "a role that is no text": [{"role": 1, "content": "Hello"}],
+    "lone surrogates": [{"role": "user", "content": "\ud800"}],
+    "what JSON does not have": [{"role": "user", "content": "Hello", "tags": {1}}],
+    "a text": "Hello",
+    "a text among messages": [{"role": "user", "content": "Hello"}, "Hello"],
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("messages", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_could_not_be_read_back_does_not_replace_what_was_saved(
+    demo: tuple[Olmo3, Tokenizer], messages: Any
+) -> None:
+    model, _ = demo
+    good = [{"role": "user", "content": "Hello", "mood": None}]
+    with open_conversation("work") as saved:
+        session = Session(model, files=saved.files(model, CacheOptions()))
+        saved.save(good, session)
+        with pytest.raises(OptionError, match="a text for role and for content"):
+            saved.save(messages, session)
+    with open_conversation("work") as saved:
+        assert saved.messages == good
+
+
+def test_saving_over_caches_that_were_not_resumed_keeps_them_usable(demo: tuple[Olmo3, Tokenizer]) -> None:
+    """The files of the same tokens are there already: they are used, and not said to hold nothing."""
+    model, _ = demo
+    text = list(range(100, 160))
+    for part in (text, text, [*text, 5, 6]):
+        with open_conversation("work") as saved:
+            session = Session(model, files=saved.files(model, CacheOptions()))
+            session.prefill(part)
+            saved.save([], session)
+    with open_conversation("work") as saved:
+        session = Session(model, files=saved.files(model, CacheOptions()))
+        session.resume()
+        assert list(session.tokens) == [*text, 5, 6]

@@ -225,3 +225,28 @@ def test_an_interrupt_at_any_line_leaves_a_session_that_goes_on_exactly(
             if not right:
                 wrong.append(f"{place}: other logits")
     assert_nothing(wrong)
+
+
+def test_an_interrupt_just_where_an_answer_ends_leaves_no_more_than_is_known(model: Olmo3) -> None:
+    """The caches have run ahead by then, and nothing of ours runs between two lines."""
+    places: list[int] = []
+
+    class Where(Interrupt):
+        def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "line" and frame.f_code.co_name in ("_decode", "_changing", "_settle"):
+                places.append(10**9 - self.left + 1)
+            return super().trace(frame, event, argument)
+
+    def begun() -> Session:
+        session = Session(model, rewind=4)
+        session.prefill(ids(20))
+        return session
+
+    session = begun()
+    with Where(10**9):
+        WORK["decode"](session)
+    assert len(places) > 10
+    for at in places:
+        session = begun()
+        assert interrupted(at, lambda session=session: WORK["decode"](session))  # type: ignore[misc]
+        assert goes_on(model, session)

@@ -50,7 +50,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "--session",
         metavar="NAME",
-        help="keep the conversation under this name, and go on with it if it is there",
+        help="keep the conversation under this name, and go on with it if it is there; conversations lie in "
+        "the folder that OLMO3_SESSIONS names, or in olmo3-mlx/sessions of your data folder",
     )
     add_answering(parser)
     add_memory(parser)
@@ -73,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
         messages = saved.messages if saved else None
         chat = Chat(model, tokenizer, system=args.system, messages=messages, session=session, **options)
         print(f"{args.model}: type a message, /help for commands, Ctrl-D to leave", file=sys.stderr)
+        resumed = _resumed(session, saved.messages) if saved else ""
         if messages:
-            print(_resumed(session, messages), file=sys.stderr)
+            print(resumed, file=sys.stderr)
         _read_lines(_Conversation(chat, saved))
     return 0
 
@@ -194,6 +196,7 @@ class _Conversation:
         except PromptError as error:
             print(f"error: {worded(error)}", file=sys.stderr)
             return
+        self.last = None
         print("(taken back)", file=sys.stderr)
         self._keep()
 

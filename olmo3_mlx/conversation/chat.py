@@ -1,7 +1,6 @@
 """A conversation that keeps its caches between turns and runs only what is new."""
 
 import re
-import weakref
 from collections.abc import Generator, Sequence
 from typing import Unpack
 
@@ -10,6 +9,7 @@ from olmo3_mlx.conversation.messages import system_message, with_system
 from olmo3_mlx.conversation.options import GenerationOptions, Options
 from olmo3_mlx.errors import PromptError
 from olmo3_mlx.generation.loop import Progress
+from olmo3_mlx.generation.unfinished import Unfinished
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
 from olmo3_mlx.text.chat_template import Message
@@ -44,22 +44,19 @@ class Chat:
         self.tokenizer = tokenizer
         self.options = GenerationOptions.over(model.generation_config, **options)
         self.session = session or Session(model)
-        # Weak, so that a reader who breaks off closes the answer at once.
-        self._answering: weakref.ref[Generator[Completion]] | None = None
+        self._answering = Unfinished()
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
         self.messages: list[Message] = with_system(messages or (), system)
-        self._system = system_message(self.messages)
 
     @property
     def system(self) -> str | None:
         """The system message, which `reset` keeps; None if the template has its own."""
-        return self._system
+        return system_message(self.messages)
 
     def reset(self, system: str | None = None) -> None:
         """Forget what was said; `system` replaces the system message if it is given."""
-        self._close_answer()
-        self._system = self._system if system is None else system
-        self.messages = with_system((), self._system)
+        self._answering.close()
+        self.messages = with_system((), self.system if system is None else system)
         self.session.clear()
 
     @property
@@ -78,7 +75,7 @@ class Chat:
         Closing the stream early keeps what was said so far. Raises PromptError, with the
         conversation as it was, if the text is empty or the conversation outgrows the context.
         """
-        self._close_answer()
+        self._answering.close()
         return self._send(text, self.messages, progress)
 
     def edit(self, text: str, *, progress: Progress | None = None) -> Generator[Completion]:
@@ -87,18 +84,18 @@ class Chat:
         The last turn goes when the answer begins. Raises PromptError as `send` does, and if nothing was
         said yet.
         """
-        self._close_answer()
+        self._answering.close()
         return self._send(text, self._before_last_turn(), progress)
 
     def retry(self, *, progress: Progress | None = None) -> Generator[Completion]:
         """Answer the last message anew. Raises PromptError if nothing was said yet."""
-        self._close_answer()
+        self._answering.close()
         before = self._before_last_turn()
         return self._send(self.messages[len(before)]["content"], before, progress)
 
     def undo(self) -> None:
         """Take the last message and its answer back. Raises PromptError if nothing was said yet."""
-        self._close_answer()
+        self._answering.close()
         self.messages = self._before_last_turn()
 
     def _send(self, text: str, before: list[Message], progress: Progress | None) -> Generator[Completion]:
@@ -107,9 +104,7 @@ class Chat:
         messages = [*before, {"role": "user", "content": text}]
         prompt, opening = rendered(self.tokenizer, messages)
         pieces = answer(self.session, self.tokenizer, prompt, opening, self.options, progress=progress)
-        kept = self._kept(pieces, messages, opening)
-        self._answering = weakref.ref(kept)
-        return kept
+        return self._answering.begin(self._kept(pieces, messages, opening))
 
     def _kept(
         self, pieces: Generator[Completion], messages: list[Message], opening: str
@@ -132,10 +127,3 @@ class Chat:
         if last is None:
             raise PromptError("nothing was said yet: expected a message to go back to")
         return self.messages[:last]
-
-    def _close_answer(self) -> None:
-        """End an answer that its reader left open: it uses this session."""
-        pieces = self._answering() if self._answering is not None else None
-        if pieces is not None:
-            pieces.close()
-        self._answering = None

@@ -1,7 +1,7 @@
 """Messages of a conversation: what chat templates take, `role` and `content` each."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, TypeGuard, cast
 
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.text.chat_template import Message
@@ -24,3 +24,11 @@ def system_message(messages: Sequence[Message]) -> str | None:
     first = messages[0] if messages else None
     is_system = isinstance(first, Mapping) and first.get("role") == "system"
     return cast(str, first["content"]) if first is not None and is_system else None
+
+
+def are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """True for a list of messages in JSON's types, of which each has a text for `role` and for `content`."""
+    return isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    )

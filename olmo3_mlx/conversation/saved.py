@@ -15,6 +15,7 @@ from typing import Any
 
 from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.checkpoints.fingerprint import fingerprint
+from olmo3_mlx.conversation.messages import are_messages
 from olmo3_mlx.durable import lock, replace_file
 from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError
 from olmo3_mlx.model import Olmo3
@@ -49,13 +50,13 @@ class SavedConversation:
     def save(self, messages: Sequence[Message], session: Session) -> None:
         """Keep what was said, then what the session's caches hold.
 
-        Raises SessionError if the disk does not take what was said, and CachesNotSavedError if it takes that
-        and not the caches; what was saved before stays whole.
+        Raises OptionError for messages that could not be read back, SessionError if the disk does not take
+        what was said, and CachesNotSavedError if it takes that and not the caches; what was saved
+        before stays whole.
         """
-        data = {"format": _FORMAT, "messages": messages}
-        text = json.dumps(data, ensure_ascii=False, indent=1)
+        data = _serialized(messages)
         try:
-            replace_file(self._path, lambda new: new.write_text(text, encoding="utf-8"))
+            replace_file(self._path, lambda new: new.write_bytes(data))
         except OSError as error:
             raise SessionError(f"cannot write to {self.folder}: {error.strerror}") from None
         try:
@@ -78,12 +79,25 @@ class SavedConversation:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise SessionError(f"{self._path}: expected a conversation in format {_FORMAT}; {advice}")
         messages = data.get("messages")
-        if not isinstance(messages, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        ):
+        if not are_messages(messages):
             raise SessionError(f"{self._path}: expected messages, a role and content each; {advice}")
         return messages
+
+
+def _serialized(messages: Sequence[Message]) -> bytes:
+    """The file's content. Raises OptionError for messages that could not be read back from it."""
+    try:
+        data = {"format": _FORMAT, "messages": [dict(message) for message in messages]}
+        serialized = json.dumps(data, ensure_ascii=False, indent=1).encode()
+        readable = are_messages(json.loads(serialized)["messages"])
+    except (TypeError, ValueError, RecursionError):
+        readable = False
+    if not readable:
+        raise OptionError(
+            "these messages cannot be saved: expected a list of them, each with a text for role and for "
+            "content (valid Unicode), and with nothing that JSON does not have"
+        )
+    return serialized
 
 
 @contextmanager
@@ -95,8 +109,8 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
     """
     if not _NAME.fullmatch(name):
         raise OptionError(
-            f"a session's name must be letters, digits, '_', '-' and '.', and begin with one of the first "
-            f"three, not {name!r}"
+            f"a session's name must be at most 100 letters, digits, '_', '-' and '.', and begin with one of "
+            f"the first three, not {name!r}"
         )
     folder = sessions_folder() / name
     try:

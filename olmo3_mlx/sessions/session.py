@@ -3,7 +3,6 @@
 Going back takes the nearest way: the caches rewind, or a snapshot is restored, and what is missing runs.
 """
 
-import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Unpack
@@ -14,7 +13,8 @@ from olmo3_mlx.caches.cache import rewind
 from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
 from olmo3_mlx.errors import CacheError, PromptError, SessionError
 from olmo3_mlx.generation.loop import LanguageModel, Progress, Sample, decode, prefill
-from olmo3_mlx.memory.plan import MemoryPlan
+from olmo3_mlx.generation.unfinished import Unfinished
+from olmo3_mlx.memory.plan import MemoryPlan, check_context
 from olmo3_mlx.option_checks import check_number
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.snapshots import Snapshots
@@ -43,23 +43,21 @@ class Session:
 
         Raises OptionError for a value outside its range.
         """
-        longest: int = model.config.max_position_embeddings
-        context = longest if context is None else context
-        check_number("context", context, lambda n: 1 <= n <= longest, f"from 1 to {longest}", whole=True)
+        check_context(model.config, context)
         check_number("snapshot_bytes", snapshot_bytes, lambda n: n >= 0, "of at least 0", whole=True)
-        self.context = context
+        self.context: int = model.config.max_position_embeddings if context is None else context
         self.vocab_size: int = model.config.vocab_size
         self._model = model
         self._options = CacheOptions.of(options, **keywords)
         self._files = files
         self._snapshots = Snapshots(SpanStore(snapshot_bytes, files))
         self._tokens: list[int] = []
-        self._decoding: weakref.ref[Generator[int]] | None = None
+        self._decoding = Unfinished()
         self._start_anew()
 
     @classmethod
     def within(
-        cls, model: LanguageModel, plan: MemoryPlan, *, files: "SessionFiles | None" = None
+        cls, model: LanguageModel, plan: MemoryPlan, *, files: SessionFiles | None = None
     ) -> "Session":
         """A session as a memory plan says: its context, its caches' options, and snapshots in half of what
         the plan leaves, at most SNAPSHOT_BYTES.
@@ -69,7 +67,9 @@ class Session:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """What the caches hold."""
+        """What the caches hold; while an answer is being decoded, what they held before it."""
+        if not self._decoding:
+            self._recover()
         return self._tokens
 
     @property
@@ -150,9 +150,7 @@ class Session:
         and has a snapshot there. Whatever else is asked of the session meanwhile ends it.
         """
         self._end_decoding()
-        ids = self._decode(logits, sample, max_tokens)
-        self._decoding = weakref.ref(ids)
-        return ids
+        return self._decoding.begin(self._decode(logits, sample, max_tokens))
 
     def save(self) -> None:
         """Write what the caches hold to the session's files, so that `resume` can go on from there.
@@ -226,7 +224,6 @@ class Session:
         finally:
             with self._changing():
                 steps.close()
-                self._decoding = None
                 self._settle([*before, *said])
                 self._snapshots.take(self._tokens, len(self._tokens))
 
@@ -239,10 +236,7 @@ class Session:
             rewound = common if back <= min(cache.rewindable for cache in self.caches) else 0
             if rewound <= self._options.start and any(cache.quantized for cache in self.caches):
                 rewound = 0  # a fresh run of so few tokens is not quantized
-            reach, span = next(
-                ((reach, span) for reach, span in snapshots.nearest(wanted) if reach > self._options.start),
-                (0, snapshots.root),
-            )
+            reach, span = snapshots.nearest(wanted, beyond=self._options.start)
             try:
                 with self._changing():
                     if max(reach, rewound) == 0:
@@ -290,6 +284,10 @@ class Session:
 
     def _end_decoding(self) -> None:
         """Close an answer that its reader left open: it uses these caches."""
-        ids = self._decoding() if self._decoding is not None else None
-        if ids is not None:
-            ids.close()
+        self._decoding.close()
+        self._recover()
+
+    def _recover(self) -> None:
+        """Hold nothing if an interrupt, just where an answer ended, left the caches ahead of the tokens."""
+        if any(cache.offset != len(self._tokens) for cache in self.caches):
+            self._start_anew()

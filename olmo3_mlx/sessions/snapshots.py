@@ -82,7 +82,7 @@ class Snapshots:
         was kept before.
         """
         first = max([span.start, *(cache.first for cache in self._sliding)])
-        if not self._sliding or first >= span.stop or self.store.has(span, SLIDING):
+        if not self._sliding or first >= span.stop or self._has_sliding(span):
             return None
         if not self.store.files and sum(cache.nbytes for cache in self._sliding) > self.store.limit:
             return None  # a whole window would not stay
@@ -90,6 +90,17 @@ class Snapshots:
         payload = [cache.copy(first, span.stop) for cache in self._sliding]
         self._put(span, SLIDING, payload)
         return payload
+
+    def _has_sliding(self, span: Span) -> bool:
+        """True if positions of the SLIDING layers are kept of a span. Of a file that an earlier session left,
+        it is read where they begin.
+        """
+        if span.sliding_from is None and self.store.has(span, SLIDING):
+            try:
+                span.sliding_from = span.stop - self.store.get(span, SLIDING)[0][0].shape[2]
+            except (SessionError, IndexError):  # damaged: it is kept anew
+                return False
+        return self.store.has(span, SLIDING)
 
     def full_part(self, span: Span) -> Payload:
         """What the full-attention layers hold of a span of the path."""
@@ -117,16 +128,22 @@ class Snapshots:
             at = at.parent
         return spans[::-1]
 
-    def nearest(self, wanted: Sequence[int]) -> list[tuple[int, Span]]:
-        """The snapshots from which `wanted` can be reached: how much of it the caches would hold once that
-        was restored and then rewound to where the two part. The most comes first.
+    def nearest(self, wanted: Sequence[int], *, beyond: int = 0) -> tuple[int, Span]:
+        """The snapshot from which most of `wanted` can be reached: how much of it the caches would hold once
+        that was restored and then rewound to where the two part. If that is not more than `beyond`
+        tokens, 0 and the root.
         """
-        found = []
+        most, nearest = beyond, self.root
         for span, agreed in self.root.branches(wanted):
-            back = span.stop - agreed
-            if self._past(span) >= back and all(self.store.has(b, FULL) for b in self._new(span)):
-                found.append((agreed, span))
-        return sorted(found, key=lambda pair: (-pair[0], pair[1].stop))
+            longer = agreed > most or (agreed == most and span.stop < nearest.stop)
+            if longer and self._can_reach(span, agreed):
+                most, nearest = agreed, span
+        return (0, self.root) if nearest is self.root else (most, nearest)
+
+    def _can_reach(self, span: Span, position: int) -> bool:
+        """True if the span can be restored, and the caches then rewound to `position`."""
+        whole = all(self.store.has(b, FULL) for b in self._new(span))
+        return whole and self._past(span) >= span.stop - position
 
     def restore(self, span: Span) -> list[int]:
         """Make the caches hold the conversation that ends with `span`; returns its tokens.
@@ -144,7 +161,7 @@ class Snapshots:
             full.rewind(full.offset - fork)
             full.reserve(span.stop)
         for sliding in self._sliding:
-            sliding.restart((window[0].sliding_from or 0) if window else span.stop)
+            sliding.restart(_begin(window, span))
         self._extend(self._full, FULL, full_parts)
         self._extend(self._sliding, SLIDING, sliding_parts)
         for full in self._full:
@@ -179,7 +196,7 @@ class Snapshots:
         for tokens, sliding_from in files.chain():
             span = span.child(tokens)
             span.sliding_from = sliding_from
-        if (span.stop, span) not in self.nearest(span.ids()):
+        if not self._can_reach(span, span.stop):
             raise SessionError("files of the conversation's caches are missing")
         restored = self.restore(span)
         files.keep_only(self.path, self.window(span))
@@ -210,7 +227,7 @@ class Snapshots:
         would not even see its last token's window.
         """
         window = self.window(span)
-        first = (window[0].sliding_from or 0) if window else span.stop
+        first = _begin(window, span)
         if not self._sliding:
             return span.stop
         if span.stop - first > min(cache.capacity for cache in self._sliding):
@@ -240,3 +257,8 @@ class Snapshots:
             if at.parent.children.get(at.name) is at:
                 del at.parent.children[at.name]
             at = at.parent
+
+
+def _begin(window: Sequence[Span], span: Span) -> int:
+    """The first position of SLIDING layers that the spans `window`, up to the end of `span`, still have."""
+    return (window[0].sliding_from or 0) if window else span.stop
