@@ -1,12 +1,14 @@
 """Comparing two checkpoints: how far one is from the other on a text."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType
 
 from convert.calibration.text import CalibratedOn
 from convert.card.command import CompareCommand
 from convert.card.comparison import Comparison
 from convert.card.evaluation import EvaluationText
-from convert.card.measure import check_comparable, measure
+from convert.card.measure import check_comparable, context, measure
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES
 from convert.card.quality_card import write_card
@@ -20,6 +22,21 @@ from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words
 from olmo3_mlx.text.tokenizer import Tokenizer
 
+_LENGTH = 512  # tokens of a sequence, where the models take so many
+
+_EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "a": ((str, Path), "a folder or a hub id"),
+    "b": ((str, Path), "a folder or a hub id"),
+    "text": ((str, Path, NoneType), "a text file or None"),
+    "tokens": ((int,), "a whole number"),
+    "length": ((int, NoneType), "a whole number or None"),
+    "tokenizer": ((str, Path, NoneType), "a folder, a hub id or None"),
+    "revision_a": ((str, NoneType), "a branch, tag or commit, or None"),
+    "revision_b": ((str, NoneType), "a branch, tag or commit, or None"),
+    "card": ((str, Path, NoneType), "a folder or None"),
+    "progress": ((Callable, NoneType), "a function or None"),  # type: ignore[dict-item]
+}
+
 
 def compare(
     a: str | Path,
@@ -27,7 +44,7 @@ def compare(
     *,
     text: str | Path | None = None,
     tokens: int = 4096,
-    length: int = 512,
+    length: int | None = None,
     tokenizer: str | Path | None = None,
     revision_a: str | None = None,
     revision_b: str | None = None,
@@ -40,10 +57,11 @@ def compare(
     checkpoint and its original, or two stages of training. Both are read block by block, so that neither
     needs to fit into memory.
 
-    About `tokens` tokens are read in sequences of `length`, each without context, spread over a `text` file
-    in UTF-8 or the one that comes with this package. `tokenizer` is a checkpoint whose tokenizer reads the
-    text instead of the original's. `card` is a folder, new or not, that QUALITY.md, quality.json and two
-    pictures are written to. `progress(done, total)` counts the weights of both that have been read.
+    About `tokens` tokens are read in sequences of `length` (512, or as many as both models take), each
+    without context, spread over a `text` file in UTF-8 or the one that comes with this package. `tokenizer`
+    is a checkpoint whose tokenizer reads the text instead of the original's. `card` is a folder, new or not,
+    that QUALITY.md, quality.json and two pictures are written to. `progress(done, total)` counts the weights
+    of both that have been read.
 
         from convert import compare
         comparison = compare("Olmo-3-7B", "olmo3-7b-4bit")
@@ -54,13 +72,16 @@ def compare(
     read or holds NaN; TokenizerError; PromptError for tokens outside the vocabulary; ConvertError for two
     checkpoints that cannot be compared, or a card that cannot be written.
     """
-    for name, value in (("tokens", tokens), ("length", length)):
-        check_type(name, value, (int,), "a whole number")
+    _check_types(
+        a=a, b=b, text=text, tokens=tokens, length=length, tokenizer=tokenizer,
+        revision_a=revision_a, revision_b=revision_b, card=card, progress=progress,
+    )  # fmt: skip
     folder = None if card is None else Path(card)
     if folder is not None:
         _check_card(folder)
     original, result = Source.open(a, revision_a), Source.open(b, revision_b)
     check_comparable(original, result)
+    length = min(_LENGTH, context(original, result)) if length is None else length
     read = EvaluationText.read(
         None if text is None else Path(text), _tokenizer(original, result, tokenizer, text), tokens, length
     )
@@ -81,6 +102,12 @@ def compare(
     if folder is not None:
         write_card(folder, comparison.without_paths())
     return comparison
+
+
+def _check_types(**arguments: object) -> None:
+    """Raise OptionError for an argument of `compare` of another type than it takes."""
+    for name, value in arguments.items():
+        check_type(name, value, *_EXPECTED[name])
 
 
 def _check_card(folder: Path) -> None:

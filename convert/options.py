@@ -207,7 +207,14 @@ class ConvertOptions:
 
 def check_affine(schemes: Collection[Quantization]) -> None:
     """Raise OptionError for layers that calibration cannot quantize: of another mode than affine, or none."""
-    if not schemes or any(scheme.mode != "affine" for scheme in schemes):
+    if not schemes:
+        raise OptionError(
+            "nothing is quantized, so there is nothing to calibrate: give ",
+            Setting("bits"),
+            ", or leave out ",
+            Setting("calibrate"),
+        )
+    if any(scheme.mode != "affine" for scheme in schemes):
         raise OptionError(
             "calibration is for affine quantization: leave out ",
             Setting("mode"),

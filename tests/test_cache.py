@@ -581,7 +581,7 @@ def test_options_of_caches_outside_their_range_are_refused(
 
 
 def test_heads_too_small_to_be_quantized_say_so(tiny: Olmo3) -> None:
-    with pytest.raises(OptionError, match="divide the head dimension 16"):
+    with pytest.raises(OptionError, match="heads of a multiple of 32 values, this model's have 16"):
         tiny.make_caches(kv_bits=8)
 
 

@@ -94,3 +94,20 @@ def test_a_session_within_a_plan_has_its_context_and_shares_what_it_leaves() -> 
     session = Session.within(model, found)
     assert session.context == 100
     assert session._snapshots.store.limit == found.left // 2
+
+
+@pytest.mark.parametrize("value", [8.0, [8], "8", True])
+def test_bits_and_group_size_are_whole_numbers_of_python(value: Any) -> None:
+    """Others would pass a comparison, and fail in the middle of the first pass."""
+    with pytest.raises(OptionError, match="kv_bits must be one of 8, 4, not"):
+        CacheOptions(value)
+    with pytest.raises(OptionError, match="kv_group_size must be 32, 64 or 128, not"):
+        CacheOptions(8, value)
+
+
+def test_a_group_is_as_much_of_a_head_as_it_can_be() -> None:
+    assert CacheOptions(8).quantization(96) == KVQuantization(8, 32, 96)
+    with pytest.raises(
+        OptionError, match=r"^kv_bits=8 is for heads of a multiple of 32 values, this model's"
+    ):
+        CacheOptions(8).quantization(16)

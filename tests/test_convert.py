@@ -635,8 +635,19 @@ def test_a_source_that_cannot_be_run_is_not_converted(
         lambda header: header["lm_head.weight"].update(data_offsets=header[EMBEDDING]["data_offsets"]),
         lambda header: header["lm_head.weight"].pop("dtype"),
         lambda header: header.update({"lm_head.weight": 5}),
+        lambda header: header["lm_head.weight"].update(shape=None),
+        lambda header: header["lm_head.weight"].update(data_offsets={"begin": 0}),
     ],
-    ids=["before the data", "one offset", "no whole numbers", "on another tensor", "no dtype", "a number"],
+    ids=[
+        "before the data",
+        "one offset",
+        "no whole numbers",
+        "on another tensor",
+        "no dtype",
+        "a number",
+        "no shape",
+        "offsets by name",
+    ],
 )
 def test_a_header_that_cannot_be_is_refused(source: Path, dest: Path, change: Callable[[Any], Any]) -> None:
     file = source / "model.safetensors"
@@ -646,9 +657,23 @@ def test_a_header_that_cannot_be_is_refused(source: Path, dest: Path, change: Ca
     change(header)
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut short"):
+    said = (
+        r"model\.safetensors: damaged or cut short, fetch it again \((lm_head|model\.embed_tokens)\.weight "
+    )
+    with pytest.raises(CheckpointError, match=said):
         to_mlx(source, dest)
     assert beside(dest) == []
+
+
+def test_a_header_that_was_padded_with_zeros_is_read(source: Path, dest: Path) -> None:
+    """As MLX reads it; the format itself pads with spaces."""
+    file = source / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    file.write_bytes(
+        (length + 8).to_bytes(8, "little") + data[8 : 8 + length] + bytes(8) + data[8 + length :]
+    )
+    to_mlx(source, dest)
 
 
 def test_an_index_that_promises_what_no_file_holds_is_refused(source: Path, dest: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, plan
 from olmo3_mlx.memory.sizes import cache_bytes, weight_bytes
 from olmo3_mlx.memory.working_space import working_bytes
 from olmo3_mlx.published import SIZES
+from olmo3_mlx.quantization import Quantization, QuantizationConfig
 
 GIB = 2**30
 SEVEN = Olmo3Config.from_dict(SIZES["7b"])
@@ -318,6 +320,15 @@ def test_weights_that_leave_no_room_are_refused_without_a_context_too() -> None:
         plan(SEVEN, weight_bytes(SEVEN), machine=12 * GIB)
     with pytest.raises(MemoryFitError, match="nothing fits but a smaller model"):
         plan(SEVEN, weight_bytes(SEVEN), machine=2 * GIB)
+
+
+def test_weights_that_have_few_bits_already_are_not_advised_to_have_them() -> None:
+    """A little more than our estimate of them: groups of 32 take more, say."""
+    quantized = replace(SEVEN, quantization=QuantizationConfig(Quantization(4, 32)))
+    size = int(weight_bytes(SEVEN, 4) * 1.1)
+    with pytest.raises(MemoryFitError, match="what fits is context=") as caught:
+        plan(quantized, size, context=65536, machine=size + GIB, chunk=32)
+    assert "weights of" not in str(caught.value).partition("what fits is")[2]
 
 
 def test_a_head_that_cannot_be_quantized_is_never_advised_to_be() -> None:

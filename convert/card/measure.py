@@ -103,13 +103,18 @@ class _Counter:
         self(self.total - self.done)
 
 
+def context(original: Source, result: Source) -> int:
+    """How many tokens both models take."""
+    return min(original.config.max_position_embeddings, result.config.max_position_embeddings)
+
+
 def _check_tokens(original: Source, result: Source, tokens: mx.array) -> None:
     if tokens.ndim != 2 or tokens.shape[0] < 1:
         raise PromptError(f"expected token ids of shape [N, L], not {list(tokens.shape)}")
-    context = min(original.config.max_position_embeddings, result.config.max_position_embeddings)
-    if not 2 <= tokens.shape[1] <= context:
+    longest = context(original, result)
+    if not 2 <= tokens.shape[1] <= longest:
         raise OptionError(
-            f"a sequence must have from 2 tokens to as many as the context, {context}, not {tokens.shape[1]}"
+            f"a sequence must have from 2 tokens to as many as the context, {longest}, not {tokens.shape[1]}"
         )
 
 

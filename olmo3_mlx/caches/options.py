@@ -25,7 +25,7 @@ class CacheOptions:
     OptionError for values outside their range.
 
     bits        8 or 4 (then 5 for values); None holds keys and values as the model computes them
-    group_size  values that share a scale: 32, 64 or 128; None means a whole head, up to 128
+    group_size  values that share a scale: 32, 64 or 128; None means the most that divide a head
     start       quantize once more than so many tokens are held
     rewind      at least so many of the newest tokens can be taken back
     """

@@ -52,8 +52,15 @@ class KVQuantization:
 
     @classmethod
     def of(cls, bits: int, group_size: int | None, head_dim: int) -> "KVQuantization":
-        """With one scale for a whole head, as far as MLX's groups reach, unless `group_size` is given."""
-        return cls(bits, group_size or min(head_dim, 128), head_dim)
+        """With one scale for as much of a head as MLX's groups reach, unless `group_size` is given."""
+        largest = max((size for size in GROUP_SIZES if head_dim % size == 0), default=None)
+        if group_size is None and largest is None:
+            raise OptionError(
+                Setting("kv_bits", bits),
+                f" is for heads of a multiple of {min(GROUP_SIZES)} values, this model's have {head_dim}: "
+                f"leave it out",
+            )
+        return cls(bits, group_size or largest or head_dim, head_dim)
 
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Keys and values [B, K, L, D] to codes (uint32) and scales of both, [B, K, L, ...] each."""
@@ -106,14 +113,14 @@ class KVQuantization:
 
 def check_bits(bits: int) -> None:
     """Raise OptionError unless caches can be quantized to so many bits."""
-    if bits not in BITS:
-        raise OptionError(Setting("kv_bits"), f" must be one of {', '.join(map(str, BITS))}, not {bits}")
+    if type(bits) is not int or bits not in BITS:
+        raise OptionError(Setting("kv_bits"), f" must be one of {', '.join(map(str, BITS))}, not {bits!r}")
 
 
 def check_group_size(group_size: int) -> None:
     """Raise OptionError unless so many values can share a scale."""
-    if group_size not in GROUP_SIZES:
-        raise OptionError(Setting("kv_group_size"), f" must be 32, 64 or 128, not {group_size}")
+    if type(group_size) is not int or group_size not in GROUP_SIZES:
+        raise OptionError(Setting("kv_group_size"), f" must be 32, 64 or 128, not {group_size!r}")
 
 
 class Packed(NamedTuple):

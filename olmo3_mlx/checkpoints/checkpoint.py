@@ -69,8 +69,9 @@ class Checkpoint:
         return cls.in_folder(resolve(name, revision, weights=weights))
 
     @classmethod
-    def in_folder(cls, folder: Path) -> "Checkpoint":
+    def in_folder(cls, folder: str | Path) -> "Checkpoint":
         """The checkpoint in a folder. Raises CheckpointError or ConfigError."""
+        folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: expected a checkpoint's folder, found no config.json in it")
         config = Olmo3Config.from_file(folder / "config.json")

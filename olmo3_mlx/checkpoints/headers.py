@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 
@@ -23,18 +23,15 @@ FORMATS: Mapping[str, mx.Dtype] = {
 _NAMED_AT_MOST = 20  # tensors in one error message
 
 
-@dataclass(frozen=True)
-class TensorHeader:
-    """A tensor in a safetensors file: `offset` is where its bytes begin, `format` its type's name there."""
+class Formatted:
+    """What a tensor's shape and safetensors' name for its type, `format`, tell of it."""
 
-    file: Path
-    offset: int
     shape: tuple[int, ...]
     format: str
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Its type."""
+        """MLX's type for the format."""
         return FORMATS[self.format]
 
     @property
@@ -46,6 +43,16 @@ class TensorHeader:
     def nbytes(self) -> int:
         """Bytes of its data."""
         return self.size * self.dtype.size
+
+
+@dataclass(frozen=True)
+class TensorHeader(Formatted):
+    """A tensor in a safetensors file: `offset` is where its bytes begin."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    format: str
 
 
 def all_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
@@ -74,7 +81,9 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError("its header is longer than it")
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
+            header = json.loads(stream.read(length).rstrip(b"\0"), object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
         tensors = {
             name: _header(file, name, entry, 8 + length, size)
             for name, entry in header.items()
@@ -84,23 +93,30 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
         return tensors
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
 
 
-def _header(file: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> TensorHeader:
-    if entry["dtype"] not in FORMATS:
+def _header(file: Path, name: str, entry: Any, begin: int, size: int) -> TensorHeader:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name} has a type, shape or offsets that cannot be")
+    if dtype not in FORMATS:
         raise CheckpointError(
-            f"{file}: {name} is {entry['dtype']}, expected one of {', '.join(FORMATS)}: it was not written "
-            f"by MLX or for Olmo 3"
+            f"{file}: {name} is {dtype}, expected one of {', '.join(FORMATS)}: it was not written by MLX or "
+            f"for Olmo 3"
         )
-    start, stop = (begin + offset for offset in entry["data_offsets"])
-    tensor = TensorHeader(file, start, tuple(entry["shape"]), entry["dtype"])
-    if not all(type(n) is int and n >= 0 for n in (*tensor.shape, *entry["data_offsets"])):
-        raise ValueError(f"{name} has a shape or offsets that cannot be")
-    if stop > size or stop - tensor.offset != tensor.nbytes:
+    start, stop = (begin + offset for offset in offsets)
+    tensor = TensorHeader(file, start, tuple(shape), dtype)
+    if stop > size or stop - start != tensor.nbytes:
         raise ValueError(f"{name} does not lie where the header says")
     return tensor
+
+
+def _sizes(value: Any) -> TypeGuard[list[int]]:
+    """True for a list of whole numbers, none below 0."""
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _check_apart(tensors: Mapping[str, TensorHeader]) -> None:

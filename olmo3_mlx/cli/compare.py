@@ -36,9 +36,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "--length",
         type=int,
-        default=512,
         metavar="N",
-        help="tokens of one sequence: each starts without context (default: %(default)s)",
+        help="tokens of one sequence: each starts without context (default: 512, or as many as both take)",
     )
     parser.add_argument(
         "--tokenizer", metavar="MODEL", help="a folder or hub id whose tokenizer and template are taken"

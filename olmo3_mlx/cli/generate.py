@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
+from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answer_options, cache_options
@@ -49,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
     checkpoint = Checkpoint.open(args.model, args.revision)
-    plan = checkpoint.plan(cache_options(args), context=args.context)
+    plan = checkpoint.plan(CacheOptions.of(cache_options(args), rewind=1), context=args.context)
     tokenizer, model = checkpoint.tokenizer, checkpoint.load()
-    session = Session(model, plan.options, rewind=1, context=plan.context, snapshot_bytes=0)
+    session = Session(model, plan.options, context=plan.context, snapshot_bytes=0)
     with interruptible() as interrupted:
         pieces = stream(
             model,

@@ -93,9 +93,10 @@ class MemoryFit:
     def lower_bits(self, options: CacheOptions) -> list[CacheOptions]:
         """The same options with each smaller number of bits that this model's caches can have."""
         lower = [replace(options, bits=bits) for bits in BITS if options.bits is None or bits < options.bits]
-        return [less for less in lower if self._can_have(less)]
+        return [less for less in lower if self.can_have(less)]
 
-    def _can_have(self, options: CacheOptions) -> bool:
+    def can_have(self, options: CacheOptions) -> bool:
+        """Whether this model's caches can have these options, which depends on its head dimension."""
         try:
             options.quantization(self.config.head_dim)
         except OptionError:
@@ -180,7 +181,8 @@ def _nearest(fit: MemoryFit, plan: MemoryPlan) -> Iterator[dict[str, int]]:
     kv_bits = next((n for n, less in lower.items() if fit.at(plan.weights, plan.context, less).fits), None)
     if kv_bits:
         yield {"kv_bits": kv_bits}
-    smaller = [(bits, weight_bytes(fit.config, bits)) for bits in (8, 4)]
+    stored = 16 if fit.config.quantization is None else fit.config.quantization.default.bits
+    smaller = [(bits, weight_bytes(fit.config, bits)) for bits in (8, 4) if bits < stored]
     smaller = [(bits, size) for bits, size in smaller if size < plan.weights]
     for bits, size in smaller:
         if fit.at(size, plan.context, plan.options).fits:
