@@ -3,45 +3,20 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.nn as nn
 import pytest
+from command_line import Run
 from conftest import TINY, random_model, save_checkpoint
 from native_writer import run_config, write_native
 
 from convert import compare
-from olmo3_mlx.cli import main
 from olmo3_mlx.errors import Olmo3Error, OptionError
 
 CONFIG = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
 FEW = ("--tokens", 64, "--length", 32)
-
-
-class Done(NamedTuple):
-    """How a command went."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def olmo3(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as usage:  # argparse
-            code = int(usage.code or 0)
-        return Done(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -298,9 +273,22 @@ def test_the_library_says_what_cannot_be_compared_in_its_own_language(
         compare(*pair, **options)
 
 
-@pytest.mark.parametrize("wrong", ["64", 64.5, True, None])
+@pytest.mark.parametrize("wrong", ["64", 64.5, True, []])
 @pytest.mark.parametrize("name", ["tokens", "length"])
 def test_a_number_of_tokens_is_a_whole_one(name: str, wrong: Any) -> None:
     options: dict[str, Any] = {name: wrong}
-    with pytest.raises(OptionError, match=f"{name} must be a whole number, not "):
+    with pytest.raises(OptionError, match=f"{name} must be a whole number.*, not "):
         compare("demo", "demo", **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "b", "text", "tokenizer", "revision_a", "revision_b", "card", "progress"]
+)
+def test_an_argument_of_another_type_is_refused_by_its_name(name: str) -> None:
+    arguments: dict[str, Any] = {"a": "demo", "b": "demo", name: 7}
+    with pytest.raises(OptionError, match=f"^{name} must be .*, not 7$"):
+        compare(**arguments)
+
+
+def test_sequences_are_no_longer_than_both_models_take(pair: tuple[Path, Path]) -> None:
+    assert compare(*pair, tokens=600).text.tokens.shape == (2, 256)

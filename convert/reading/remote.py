@@ -8,8 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert.reading.stored import Formatted, Stored, stored_tensors
-from olmo3_mlx.checkpoints.headers import FORMATS
+from convert.reading.stored import Stored, stored_tensors
+from olmo3_mlx.checkpoints.headers import FORMATS, Formatted
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import CheckpointError, HubError
 

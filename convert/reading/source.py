@@ -14,8 +14,8 @@ from convert.reading.remote import Remote, Shard, remote_tensors
 from convert.reading.stored import Dequantized, Stored, Tensor
 from convert.size import Size
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
-from olmo3_mlx.checkpoints.files import INDEX, TEXT_FILES, has_weights, weight_files
-from olmo3_mlx.checkpoints.headers import all_headers, name_some
+from olmo3_mlx.checkpoints.files import INDEX, TEXT_FILES, has_weights
+from olmo3_mlx.checkpoints.headers import name_some
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.checkpoints.weights import check_names_and_shapes, quantize
 from olmo3_mlx.config import Olmo3Config
@@ -70,9 +70,10 @@ class Source:
         folder = resolve(name, revision, weights=hub_id is None)
         if is_native(folder):
             return cls._native(folder)
-        config = Checkpoint.in_folder(folder).config
+        checkpoint = Checkpoint.in_folder(folder)
+        config = checkpoint.config
         stored: Mapping[str, Stored | Remote] = (
-            _all_stored(folder)
+            _all_stored(checkpoint)
             if hub_id is None or has_weights(folder)
             else remote_tensors(hub_id, folder.name, shards)
         )
@@ -150,9 +151,8 @@ def _remote_bytes(tensor: Tensor) -> list[tuple[Shard, int]]:
     return [(part.shard, part.nbytes) for part in parts if isinstance(part, Remote)]
 
 
-def _all_stored(folder: Path) -> dict[str, Stored]:
-    headers = all_headers(weight_files(folder))
-    index = folder / INDEX
+def _all_stored(checkpoint: Checkpoint) -> dict[str, Stored]:
+    headers, index = checkpoint.headers, checkpoint.folder / INDEX
     promised = read_json(index)["weight_map"] if index.is_file() else {}
     lacking = sorted(promised.keys() - headers.keys())
     if lacking:

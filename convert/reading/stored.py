@@ -42,23 +42,6 @@ class Tensor(Protocol):
         ...
 
 
-class Formatted:
-    """What a tensor's shape and safetensors' name for its dtype, `format`, tell of it."""
-
-    shape: tuple[int, ...]
-    format: str
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """MLX's dtype for the format."""
-        return FORMATS[self.format]
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of its data."""
-        return prod(self.shape) * self.dtype.size
-
-
 @dataclass(frozen=True)
 class Stored(TensorHeader):
     """A tensor in a safetensors file, unread yet."""

@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     shown = [_title(args.model, config, stored), drawing(config), table.text(), table.verdict()]
     if asked:
-        table.asked(args.context, options)  # refuses what cannot be before a line is printed
         shown.append("\n".join(table.answers(args.context, options)))
     print("\n\n".join(shown))
     return 0

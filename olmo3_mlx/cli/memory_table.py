@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.cli.wording import worded
-from olmo3_mlx.errors import MemoryFitError, OptionError
+from olmo3_mlx.errors import MemoryFitError
 from olmo3_mlx.memory.plan import MemoryFit, MemoryPlan, check_context, in_gib, plan
 from olmo3_mlx.memory.sizes import weight_bytes
 
@@ -34,14 +34,9 @@ class MemoryTable:
             weights = {"stored": stored, **weights}
         caches = {}
         for label, bits in PRECISIONS.items():
-            try:
-                options = CacheOptions(bits, None if bits is None else group_size, start)
-                options.quantization(fit.config.head_dim)
-            except OptionError:
-                if group_size is not None:  # that was asked for
-                    raise
-                continue
-            caches[label] = options
+            options = CacheOptions(bits, None if bits is None else group_size, start)
+            if group_size is not None or fit.can_have(options):  # a group size that was asked for is refused
+                caches[label] = options
         return cls(fit, weights, caches)
 
     @property

@@ -20,7 +20,8 @@ import numpy as np
 
 from convert.reading.native.archive import ArchiveError, numbers, tensor_in
 from convert.reading.native.unpickle import Call, Global, UnpickleError, unpickle
-from convert.reading.stored import Formatted, evaluated, numpy_dtype, rows_in
+from convert.reading.stored import evaluated, numpy_dtype, rows_in
+from olmo3_mlx.checkpoints.headers import Formatted
 from olmo3_mlx.errors import CheckpointError
 
 METADATA = ".metadata"
