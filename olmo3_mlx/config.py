@@ -1,7 +1,7 @@
 """What config.json and generation_config.json say, read once into frozen dataclasses.
 
 Values that change the numbers and that we do not understand are refused by name; the rest is
-ignored. The RoPE block has had five shapes since the first release (see `rope_by_layer_type`); all
+ignored. The RoPE block has had several shapes since the first release (see `rope_by_layer_type`); all
 of them become one RopeConfig per layer type, so that no other module asks which layer gets YaRN.
 """
 
