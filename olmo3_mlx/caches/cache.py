@@ -19,7 +19,8 @@ View = KeysValues | QuantizedKeysValues
 
 class Cache(Protocol):
     """One layer's keys and values. All that anybody asks of it is here: a new kind of cache that has these
-    and holds an unbroken stretch of positions is decoded with, rewound, kept in snapshots and saved like any other.
+    and holds an unbroken stretch of positions is decoded with, rewound, kept in snapshots and saved like
+    any other.
     """
 
     @property
