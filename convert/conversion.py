@@ -202,9 +202,9 @@ class Conversion:
 
 
 def _chats(folder: Path) -> bool:
-    """Whether there is a chat template, in any of its places, that can be read."""
+    """Whether there is a chat template, in any of its places, that renders."""
     try:
-        return Tokenizer.from_folder(folder).chat_template is not None
+        return bool(Tokenizer.from_folder(folder).apply_chat_template([{"role": "user", "content": "Hello"}]))
     except Olmo3Error:  # or no tokenizer: no fault of the conversion
         return False
 

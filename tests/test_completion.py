@@ -130,6 +130,19 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
     return message
 
 
+@pytest.mark.parametrize("named", [(), (IM_END,), (ENDOFTEXT,), (IM_END, ENDOFTEXT)])
+def test_an_answer_ends_at_the_tokenizers_end_token_whatever_the_configs_name(
+    tokenizer: Tokenizer, named: tuple[int, ...]
+) -> None:
+    """As fine-tunes have it whose configs name none, or only <|im_end|>."""
+    model = ScriptedModel(saying(tokenizer, "yes<|endoftext|>no"), generation_config=GenerationConfig(named))
+    answer = run(model, tokenizer, max_tokens=20)
+    assert (text_of(answer), answer[-1].finish_reason) == ("yes", "stop")
+    nameless = Tokenizer(tokenizer.backend, tokenizer.chat_template)
+    ends = ENDOFTEXT in named
+    assert (run(model, nameless, max_tokens=20)[-1].finish_reason == "stop") == ends
+
+
 # The demo
 
 

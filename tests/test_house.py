@@ -25,7 +25,7 @@ FLOORS: dict[str, list[str]] = {
         "caches: buffer attention, quantized, options cache, buffered, growing rotating",
         "model",
         "generation: sampling unfinished, loop",
-        "text: stop_strings chat_template, tokenizer",
+        "text: stop_strings client_messages added_tokens, chat_template, template_files, tokenizer",
         "memory: machine sizes, working_space, plan",
         "checkpoints: headers files fingerprint, hub weights, names revisions, checkpoint",
         "sessions: spans, files, snapshots, session",

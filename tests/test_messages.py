@@ -4,7 +4,7 @@ import pytest
 
 from olmo3_mlx import OptionError
 from olmo3_mlx.conversation.messages import system_message, with_system
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 
 USER: Message = {"role": "user", "content": "Hello"}
 SYSTEM: Message = {"role": "system", "content": "Be brief."}

@@ -4,13 +4,13 @@ import codecs
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from olmo3_mlx import Olmo3, PromptError, TemplateError, Tokenizer, TokenizerError
+from olmo3_mlx import NoTemplateError, Olmo3, PromptError, TemplateError, Tokenizer, TokenizerError
 from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.text.tokenizer import Detokenizer
 
@@ -306,19 +306,32 @@ def test_a_damaged_tokenizer_config_is_named(folder: Path, data: bytes) -> None:
 
 def test_a_template_file_that_is_not_utf8_is_named(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
-    with pytest.raises(TemplateError, match=r"chat_template\.jinja") as error:
-        Tokenizer.from_folder(folder)
-    one_line(error)
+    assert_fails_when_used(folder, r"chat_template\.jinja")
+
+
+def assert_fails_when_used(folder: Path, message: str) -> None:
+    """Nothing stands in the way of text as it is; a conversation says what is wrong, each time."""
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.decode(tokenizer.encode("plain text")) == "plain text"
+    for _ in range(2):
+        with pytest.raises(TemplateError, match=message) as error:
+            tokenizer.apply_chat_template(HELLO)
+        assert not isinstance(error.value, NoTemplateError)
+        one_line(error)
+
+
+def test_a_template_that_is_a_link_to_nothing_is_named(folder: Path) -> None:
+    """As a cache of the hub has it that was cleaned up; it is not a base model for that."""
+    (folder / "chat_template.jinja").symlink_to(folder / "gone")
+    assert_fails_when_used(folder, r"chat_template\.jinja: .* a link to nothing")
 
 
 @pytest.mark.parametrize(
     "source", ["{% if %}", "{{ messages", "{% for m in messages %}\n{{ m }}\n", "{{ 1 +"]
 )
-def test_a_template_that_is_not_valid_jinja_is_an_error_when_it_is_read(folder: Path, source: str) -> None:
+def test_a_template_that_is_not_valid_jinja_is_an_error_when_it_is_used(folder: Path, source: str) -> None:
     (folder / "chat_template.jinja").write_text(source)
-    with pytest.raises(TemplateError, match="not valid") as error:
-        Tokenizer.from_folder(folder)
-    one_line(error)
+    assert_fails_when_used(folder, "not valid")
 
 
 def test_without_a_template_text_can_be_encoded_but_no_conversation_rendered(folder: Path) -> None:
@@ -345,10 +358,42 @@ def test_the_template_file_overrides_the_tokenizer_config(folder: Path) -> None:
     assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "new: Hello 漢"
 
 
-def test_of_several_named_templates_the_default_is_taken(folder: Path) -> None:
-    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
-    write_config(folder, chat_template=named)
-    assert Tokenizer.from_folder(folder).apply_chat_template(HELLO) == "plain"
+NAMED = {"tool_use": "tools", "default": "plain", "rag": "sources"}
+
+
+def named_in_a_list(folder: Path) -> None:
+    write_config(folder, chat_template=[{"name": name, "template": text} for name, text in NAMED.items()])
+
+
+def named_in_an_object(folder: Path) -> None:
+    write_config(folder, chat_template=NAMED)
+
+
+def named_in_files(folder: Path) -> None:
+    write_config(folder, chat_template="old")
+    (folder / "chat_template.jinja").write_text("plain")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(NAMED[name])
+
+
+@pytest.mark.parametrize("write", [named_in_a_list, named_in_an_object, named_in_files])
+def test_of_several_named_templates_the_one_for_tools_is_taken_with_tools(
+    folder: Path, write: Callable[[Path], None]
+) -> None:
+    write(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.apply_chat_template(HELLO) == "plain"
+    assert tokenizer.apply_chat_template(HELLO, tools=[]) == "tools"  # as in transformers
+    assert tokenizer.apply_chat_template(HELLO, tools=[], template="rag") == "sources"
+    with pytest.raises(TemplateError, match="of the name other: expected one of default, rag, tool_use"):
+        tokenizer.apply_chat_template(HELLO, template="other")
+
+
+def test_several_templates_without_a_default_are_listed(folder: Path) -> None:
+    write_config(folder, chat_template=[{"name": "rag", "template": "x"}])
+    with pytest.raises(TemplateError, match="no chat template of the name default: expected one of rag"):
+        Tokenizer.from_folder(folder).apply_chat_template(HELLO)
 
 
 def test_a_template_that_is_null_is_no_template(folder: Path) -> None:
@@ -360,20 +405,16 @@ def test_a_template_that_is_null_is_no_template(folder: Path) -> None:
     "entry",
     [
         3,
-        {"default": "x"},
-        [],
+        {"default": 3},
         ["{{ messages }}"],
         [3],
-        [{"name": "rag", "template": "x"}],
         [{"name": ["default"], "template": "x"}],
         [{"name": "default", "template": 3}],
     ],
 )
 def test_a_template_entry_of_the_wrong_shape_is_an_error(folder: Path, entry: Any) -> None:
     write_config(folder, chat_template=entry)
-    with pytest.raises(TemplateError, match=r"tokenizer_config\.json") as error:
-        Tokenizer.from_folder(folder)
-    one_line(error)
+    assert_fails_when_used(folder, r"tokenizer_config\.json")
 
 
 def test_special_tokens_are_given_to_the_template_from_strings_and_from_objects(folder: Path) -> None:

@@ -22,7 +22,7 @@ from olmo3_mlx.errors import (
     TemplateError,
 )
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 
 _HELP = """\
 /retry          answer the last message anew

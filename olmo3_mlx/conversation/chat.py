@@ -12,7 +12,7 @@ from olmo3_mlx.generation.loop import Progress
 from olmo3_mlx.generation.unfinished import Unfinished
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 from olmo3_mlx.text.tokenizer import Tokenizer
 
 
@@ -42,7 +42,7 @@ class Chat:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.options = GenerationOptions.over(model.generation_config, **options)
+        self.options = GenerationOptions.of(model, tokenizer, **options)
         self.session = session or Session(model)
         self._answering = Unfinished()
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?

@@ -17,7 +17,7 @@ from olmo3_mlx.generation.sampling import Sampler
 from olmo3_mlx.memory.machine import MemoryWatch, wired
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 from olmo3_mlx.text.stop_strings import StopStrings
 from olmo3_mlx.text.tokenizer import Tokenizer
 
@@ -58,6 +58,7 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
     session: Session | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
@@ -70,6 +71,7 @@ def generate(
         system=system,
         raw=raw,
         tools=tools,
+        continue_final_message=continue_final_message,
         session=session,
         progress=progress,
         **options,
@@ -85,6 +87,7 @@ def stream(
     system: str | None = None,
     raw: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
     session: Session | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
@@ -93,7 +96,9 @@ def stream(
 
     `prompt` is a user's text, or a list of messages (`role`, `content`) that ends where the
     assistant is to speak; `system` goes before it. Both pass through the checkpoint's chat template,
-    `tools` (JSON schemas) too. With `raw` a text is continued as it stands.
+    `tools` (JSON schemas) too. A conversation that ends with the assistant's message gets another one;
+    with `continue_final_message` that message is gone on with instead, and the answer is what follows it.
+    With `raw` a text is continued as it stands.
 
     A `session` remembers: of the prompt only what it does not hold runs, whatever was edited, added
     or left out since; and it holds the answer afterwards. It is the place to ask for quantized caches.
@@ -105,8 +110,10 @@ def stream(
     Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError; only
     that memory runs out while the prompt is read (MemoryFitError) shows later.
     """
-    checked = GenerationOptions.over(model.generation_config, **options)
-    text, opening = _prompt_text(tokenizer, prompt, system, raw, tools)
+    checked = GenerationOptions.of(model, tokenizer, **options)
+    text, opening = _prompt_text(
+        tokenizer, prompt, system=system, raw=raw, tools=tools, continued=continue_final_message
+    )
     session = session or Session(model, rewind=1, snapshot_bytes=0)
     return answer(session, tokenizer, text, opening, checked, progress=progress)
 
@@ -234,13 +241,15 @@ class _Clock:
 def _prompt_text(
     tokenizer: Tokenizer,
     prompt: str | Sequence[Message],
+    *,
     system: str | None,
     raw: bool,
     tools: Sequence[Mapping[str, Any]] | None,
+    continued: bool,
 ) -> tuple[str, str]:
     """The prompt, and the part of it that opens the answer."""
     if raw:
-        if not isinstance(prompt, str) or system is not None or tools is not None:
+        if not isinstance(prompt, str) or system is not None or tools is not None or continued:
             raise OptionError(
                 "raw takes a text to continue; system, tools and messages need the chat template"
             )
@@ -253,16 +262,22 @@ def _prompt_text(
         raise PromptError(f"the conversation is empty, or none: expected messages, got {prompt!r}")
     else:
         messages = cast(Sequence[Message], prompt)
-    return rendered(tokenizer, with_system(messages, system), tools)
+    return rendered(tokenizer, with_system(messages, system), tools, continued=continued)
 
 
 def rendered(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    continued: bool = False,
 ) -> tuple[str, str]:
-    """The prompt that the chat template makes of a conversation, and what of it opens the answer.
+    """The prompt that the chat template makes of a conversation, and what of it opens the answer: if the last
+    message is `continued`, also that.
 
     Raises TemplateError.
     """
-    prompt = tokenizer.apply_chat_template(messages, tools=tools)
-    so_far = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=False)
+    prompt = tokenizer.apply_chat_template(messages, tools=tools, continue_final_message=continued)
+    before = messages[:-1] if continued else messages
+    so_far = tokenizer.apply_chat_template(before, tools=tools, add_generation_prompt=False) if before else ""
     return prompt, prompt.removeprefix(so_far) if prompt.startswith(so_far) else ""

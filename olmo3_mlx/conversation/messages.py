@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
 from olmo3_mlx.errors import OptionError
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -22,8 +22,8 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 def system_message(messages: Sequence[Message]) -> str | None:
     """The content of the system message that a conversation begins with; None if it has none."""
     first = messages[0] if messages else None
-    is_system = isinstance(first, Mapping) and first.get("role") == "system"
-    return cast(str, first["content"]) if first is not None and is_system else None
+    is_system = isinstance(first, Mapping) and first.get("role") in ("system", "developer")
+    return cast(str | None, first.get("content")) if first is not None and is_system else None
 
 
 def are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -1,14 +1,16 @@
 """The settings of an answer: what a caller asks for, over what the checkpoint says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.generation.sampling import SamplingOptions
+from olmo3_mlx.model import Olmo3
 from olmo3_mlx.option_checks import check_keywords, check_number
 from olmo3_mlx.text.stop_strings import StopStrings
+from olmo3_mlx.text.tokenizer import Tokenizer
 
 
 class Options(TypedDict, total=False):
@@ -43,6 +45,16 @@ class GenerationOptions:
         if self.max_tokens is not None:
             check_number("max_tokens", self.max_tokens, lambda n: n >= 1, "of at least 1", whole=True)
         StopStrings(self.stop)  # refuses an empty one
+
+    @classmethod
+    def of(cls, model: Olmo3, tokenizer: Tokenizer, **options: Unpack[Options]) -> "GenerationOptions":
+        """What is given, over the defaults of a checkpoint. An answer ends at every end token that one of its
+        files names: generation_config.json, config.json, or the tokenizer's `eos_token`, which alone is right
+        in some fine-tunes.
+        """
+        defaults = model.generation_config
+        ends = tuple(dict.fromkeys(defaults.eos_token_ids + tokenizer.eos_token_ids))
+        return cls.over(replace(defaults, eos_token_ids=ends), **options)
 
     @classmethod
     def over(

@@ -21,7 +21,7 @@ from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.chat_template import Message
+from olmo3_mlx.text.client_messages import Message
 
 _FORMAT = 1
 _NAME = re.compile(r"\w[\w.-]{0,99}")

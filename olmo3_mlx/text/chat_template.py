@@ -8,32 +8,28 @@ up as Hugging Face sets it up (block trimming, loop controls, order-preserving `
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from secrets import token_hex
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from olmo3_mlx.errors import TemplateError
-
-Message = Mapping[str, Any]
+from olmo3_mlx.text.client_messages import Message, normalized
 
 
 class ChatTemplate:
-    """A compiled template, with the special tokens (`bos_token`, ...) that it may name."""
+    """A template, with the special tokens (`bos_token`, ...) that it may name. It is compiled when it is
+    first rendered, so that a broken one stands in nobody's way who does not need it.
+    """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        """Raises TemplateError if `source` is no valid template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
-        try:
-            self._template = environment.from_string(source)
-        except Exception as error:  # jinja2 lets Python's SyntaxError and RecursionError through
-            raise TemplateError(f"the checkpoint's chat template is not valid: {error}") from None
+    def __init__(self, source: str | TemplateError, special_tokens: Mapping[str, str] | None = None) -> None:
+        """`source` may be the reason why there is none, which rendering then raises."""
+        self._source = source
         self._special_tokens = dict(special_tokens or {})
 
     def render(
@@ -42,50 +38,117 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
-        """The prompt text of a conversation; `add_generation_prompt` opens the assistant's turn.
+        """The prompt text of a conversation; `add_generation_prompt` opens the assistant's turn. With
+        `continue_final_message` the text ends with the content of the last message, which is the
+        assistant's, and is to be gone on with.
 
-        A message has `role` and `content`, an assistant's perhaps `tool_calls`, whose arguments may
-        be a dict or a JSON object as text. Raises TemplateError, with what the template said, for
-        messages that it refuses and for a template that reaches for Python's internals.
+        A message has `role` and `content`, an assistant's perhaps `tool_calls`; client_messages.py says which
+        forms are understood. Raises TemplateError, with what the template said, for a template that is not
+        valid or reaches for Python's internals, and for messages that it refuses or would leave out.
         """
-        checked = [_with_dict_arguments(message) for message in messages]
+        checked = normalized(messages)
+        _check_tools(tools)
+        self._check_roles(checked, tools)
+        if continue_final_message:
+            return self._up_to_the_end_of(checked, tools)
+        return self._render(checked, tools, add_generation_prompt)
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, opened: bool
+    ) -> str:
+        template = self._template  # outside: what is wrong with it is said in its own words
         try:
-            return self._template.render(
-                messages=checked,
+            return template.render(
+                messages=messages,
                 tools=list(tools) if tools is not None else None,
                 documents=None,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=opened,
                 **self._special_tokens,
             )
         except Exception as error:  # whatever the template's own code ran into
             raise TemplateError(f"the checkpoint's chat template failed: {error}") from None
 
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        if isinstance(self._source, TemplateError):
+            raise self._source
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _now
+        try:
+            return environment.from_string(self._source)
+        except Exception as error:  # jinja2 lets Python's SyntaxError and RecursionError through
+            raise TemplateError(f"the checkpoint's chat template is not valid: {error}") from None
 
-def _with_dict_arguments(message: Message) -> dict[str, Any]:
-    """OpenAI's clients send tool arguments as JSON text; the templates walk through a dict."""
-    if not isinstance(message, Mapping):
-        raise TemplateError(f"expected messages with a role and content, got {message!r}")
-    copy = dict(message)
-    if not copy.get("tool_calls"):
-        return copy
-    calls = []
-    if not isinstance(copy["tool_calls"], Sequence):
-        raise TemplateError(f"expected a list of tool_calls, got {copy['tool_calls']!r}")
-    for call in copy["tool_calls"]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping):
-            raise TemplateError(f"expected tool_calls with a function's name and arguments, got {call!r}")
-        function = dict(function)
-        if isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"])
-            except ValueError as error:
+    def _check_roles(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        """Raise TemplateError for a message that the template would pass over without a word, because of its
+        role, or because a system message is not the first.
+        """
+        marked, marks = [], {}
+        for place, message in enumerate(messages):
+            expected = message["role"] in ("user", "assistant") or (
+                place == 0 and message["role"] == "system"
+            )
+            if expected or "content" not in message:
+                marked.append(message)
+            else:
+                marks[place] = token_hex()
+                marked.append({**message, "content": message["content"] + marks[place]})
+        if not marks:
+            return
+        rendered = self._render(marked, tools, False)
+        for place, mark in marks.items():
+            if mark not in rendered:
                 raise TemplateError(
-                    f"expected a JSON object as arguments of {function.get('name')!r}: {error}"
-                ) from None
-        calls.append({**call, "function": function})
-    return {**copy, "tool_calls": calls}
+                    f"the checkpoint's chat template leaves out message {place + 1}, whose role is "
+                    f"{messages[place]['role']}: expected system (as the first), user, assistant or tool"
+                )
+
+    def _up_to_the_end_of(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
+        last = messages[-1] if messages else {}
+        if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+            raise TemplateError(
+                "only an assistant's message can be continued: expected one, with content, at the end"
+            )
+        mark = token_hex()
+        marked = [*messages[:-1], {**last, "content": last["content"] + mark}]
+        before, found, _ = self._render(marked, tools, False).rpartition(mark)
+        if not found:
+            raise TemplateError(
+                "the checkpoint's chat template leaves out the message that is to be continued"
+            )
+        return before
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant says, for training: here it is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The nodes between the tag and its end."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _check_tools(tools: Any) -> None:
+    if tools is None:
+        return
+    if (
+        not isinstance(tools, Sequence)
+        or isinstance(tools, str)
+        or not all(isinstance(t, Mapping) for t in tools)
+    ):
+        raise TemplateError(f"expected a list of tools, each an object in JSON schema, got {tools!r}")
 
 
 def _to_json(

@@ -9,7 +9,10 @@ from tokenizers.decoders import DecodeStream
 
 from olmo3_mlx.errors import ConfigError, NoTemplateError, PromptError, TemplateError, TokenizerError
 from olmo3_mlx.fields import read_json
-from olmo3_mlx.text.chat_template import ChatTemplate, Message
+from olmo3_mlx.text.added_tokens import token_text, with_named_tokens
+from olmo3_mlx.text.chat_template import ChatTemplate
+from olmo3_mlx.text.client_messages import Message
+from olmo3_mlx.text.template_files import DEFAULT, TOOL_USE, read_templates
 
 
 class Tokenizer:
@@ -17,16 +20,27 @@ class Tokenizer:
     in a text become their ids, and ids of special tokens their text.
     """
 
-    def __init__(self, backend: Backend, chat_template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        chat_template: ChatTemplate | Mapping[str, ChatTemplate] | None = None,
+        *,
+        eos_token: str | None = None,
+    ) -> None:
+        """`chat_template` is one, or several by name; `eos_token` the text of the token that ends a text."""
         self.backend = backend
-        self.chat_template = chat_template
+        self.chat_templates: Mapping[str, ChatTemplate] = (
+            {DEFAULT: chat_template} if isinstance(chat_template, ChatTemplate) else chat_template or {}
+        )
+        eos = None if eos_token is None else backend.token_to_id(eos_token)
+        self.eos_token_ids: tuple[int, ...] = () if eos is None else (eos,)
         self._special = frozenset(backend.get_added_tokens_decoder())  # they split a text
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Read tokenizer.json and, where there is one, the chat template.
+        """Read tokenizer.json, the tokens that files beside it add, and the chat templates, if there are any.
 
-        Raises TokenizerError for missing or damaged files, TemplateError for an invalid template.
+        Raises TokenizerError for missing or damaged files. A template that is none shows when it is used.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -35,12 +49,17 @@ class Tokenizer:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
+        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        backend = with_named_tokens(backend, path, config, _json(folder / "added_tokens.json"))
         # Some fine-tunes ship a file that cuts or pads what it encodes; a prompt is a prompt.
         backend.no_truncation()
         backend.no_padding()
-        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
-        source = _template_source(folder, config)
-        return cls(backend, ChatTemplate(source, _special_tokens(config)) if source else None)
+        return cls(backend, read_templates(folder, config), eos_token=token_text(config.get("eos_token")))
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template that is taken where nothing else is asked for; None if there is none."""
+        return self.chat_templates.get(DEFAULT)
 
     @property
     def vocab_size(self) -> int:
@@ -113,14 +132,33 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template: str | None = None,
     ) -> str:
-        """The prompt text of a conversation, see ChatTemplate.render.
+        """The prompt text of a conversation, see ChatTemplate.render. `template` names one of several; left
+        out it is "tool_use" if there are tools and such a template, else "default".
 
-        Raises NoTemplateError if the checkpoint has no template (base models have none).
+        Raises NoTemplateError if the checkpoint has no template (base models have none), TemplateError for a
+        name that it does not have and for a template that fails.
         """
-        if self.chat_template is None:
+        return self._template(template, tools).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def _template(self, name: str | None, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
+        if not self.chat_templates:
             raise NoTemplateError
-        return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        if name is None:  # as transformers chooses
+            name = TOOL_USE if tools is not None and TOOL_USE in self.chat_templates else DEFAULT
+        if name not in self.chat_templates:
+            raise TemplateError(
+                f"this checkpoint has no chat template of the name {name}: expected one of "
+                f"{', '.join(sorted(self.chat_templates))}"
+            )
+        return self.chat_templates[name]
 
     def detokenizer(self) -> "Detokenizer":
         """A fresh streaming detokenizer."""
@@ -156,33 +194,3 @@ def _json(path: Path) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     except ConfigError as error:
         raise TokenizerError(str(error)) from None
-
-
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, which overrides the older `chat_template` of tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise TemplateError(f"{path}: could not be read: {error}") from None
-    source = config.get("chat_template")
-    if isinstance(source, list):  # several by name
-        default = [e for e in source if isinstance(e, dict) and e.get("name") == "default"]
-        source = default[0].get("template") if default else source
-    if source is not None and not isinstance(source, str):
-        raise TemplateError(
-            f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of named ones "
-            f"with a default"
-        )
-    return source
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and the like, each a string or an object with its `content`."""
-    tokens = {}
-    for key, value in config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            tokens[key] = content
-    return tokens
