@@ -7,12 +7,11 @@ of them become one RopeConfig per layer type, so that no other module asks which
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from olmo3_mlx.errors import ConfigError
-from olmo3_mlx.fields import Fields, read_json
+from olmo3_mlx.fields import Fields
 from olmo3_mlx.quantization import QuantizationConfig
 
 SLIDING = "sliding_attention"
@@ -103,11 +102,6 @@ class Olmo3Config:
             quantization=QuantizationConfig.from_config(fields),
         )
 
-    @classmethod
-    def from_file(cls, path: Path) -> "Olmo3Config":
-        """Read a config.json. Raises ConfigError, see `from_dict`."""
-        return cls.from_dict(read_json(path), str(path))
-
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -163,9 +157,19 @@ def rope_by_layer_type(fields: Fields, layer_types: tuple[str, ...]) -> dict[str
     transformers 5.13 on      `rope_parameters`, one object per layer type
     """
     if "rope_parameters" not in fields:
-        theta = fields.number("rope_theta", least=1.0)
-        scaled = fields.fields("rope_scaling") if "rope_scaling" in fields else None
-        return _scaled_on_full_layers(fields, scaled, theta, layer_types)
+        return _older_rope(fields, fields.number("rope_theta", least=1.0), layer_types)
+    rope = _newer_rope(fields, layer_types)
+    if "rope_scaling" in fields or "rope_theta" in fields:
+        _refuse_two_ropes(fields, rope)
+    return rope
+
+
+def _older_rope(fields: Fields, theta: float, layer_types: tuple[str, ...]) -> dict[str, RopeConfig]:
+    scaled = fields.fields("rope_scaling") if "rope_scaling" in fields else None
+    return _scaled_on_full_layers(fields, scaled, theta, layer_types)
+
+
+def _newer_rope(fields: Fields, layer_types: tuple[str, ...]) -> dict[str, RopeConfig]:
     parameters = fields.fields("rope_parameters")
     if not {SLIDING, FULL} & parameters.data.keys():
         theta = parameters.number("rope_theta", fields.data.get("rope_theta"), least=1.0)
@@ -212,6 +216,23 @@ def _rope_config(rope: Fields, theta: float, fields: Fields) -> RopeConfig:
         attention_factor=rope.number("attention_factor", 0.1 * math.log(factor) + 1.0),
         truncate=rope.boolean("truncate", True),
     )
+
+
+def _refuse_two_ropes(fields: Fields, rope: Mapping[str, RopeConfig]) -> None:
+    """Raise ConfigError if the keys of transformers 4, beside `rope_parameters`, say something else: which of
+    the two a program reads differs, and so would the numbers. What they leave out contradicts nothing.
+    """
+    for kind, newer in rope.items():
+        theta = fields.number("rope_theta", newer.theta, least=1.0)
+        older = replace(newer, theta=theta)
+        if "rope_scaling" in fields:
+            older = _older_rope(fields, theta, (kind,))[kind]
+        if older != newer:
+            key = "rope_theta" if theta != newer.theta else "rope_scaling"
+            raise ConfigError(
+                f"{fields.where} contradicts itself: {key} and rope_parameters differ for {kind}: take out "
+                f"the one that is wrong (the released Olmo 3 models use yarn on {FULL}, and nowhere else)"
+            )
 
 
 def _refuse_lost_yarn(parameters: Fields) -> None:

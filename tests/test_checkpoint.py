@@ -18,6 +18,7 @@ from conftest import TINY, random_model, save_checkpoint
 from olmo3_mlx import Olmo3, Olmo3Config, load
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.errors import CheckpointError, ConfigError, Olmo3Error, OptionError, TokenizerError
+from olmo3_mlx.quantization import MODES, Quantization
 
 TOKENS = mx.array([[5, 3, 8, 1, 127, 0, 64, 9, 9, 33, 2, 71, 18, 90, 100, 41, 7, 7, 12, 55]])
 Tensors = dict[str, mx.array]
@@ -246,6 +247,101 @@ def test_quantization_config_alone_is_enough(tmp_path: Path, tiny: Olmo3) -> Non
     assert largest_difference(model(TOKENS), quantized(TOKENS)) < 1e-5
 
 
+# What config.json may leave out of a quantized checkpoint, or say wrongly for all layers: shapes say it.
+SAID: dict[str, Any] = {
+    "nothing": None,
+    "an empty object": {},
+    "bits alone": {"bits": 4},
+    "a group size alone": {"group_size": 32},
+    "nulls": {"bits": None, "group_size": None},
+    "other bits": {"bits": 8, "group_size": 32},
+    "another group size": {"bits": 4, "group_size": 64, "mode": "affine"},
+    "one layer": {"lm_head": {"bits": 4, "group_size": 32}},
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_shapes_say_what_config_json_leaves_out_of_a_quantization(
+    tmp_path: Path, tiny: Olmo3, said: Any
+) -> None:
+    quantized = quantized_model({"bits": 4, "group_size": 32}, tiny)
+    folder = save_checkpoint(tmp_path / "packed", {**TINY, "quantization": said}, quantized.tensors())
+    checkpoint = Checkpoint.open(folder)
+    assert largest_difference(checkpoint.load()(TOKENS), quantized(TOKENS)) < 1e-5
+    assert checkpoint.config.quantization is not None  # what is refused for being quantized already
+    assert checkpoint.config.quantization.of("model.layers.0.mlp.up_proj") == Quantization(4, 32)
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_the_type_of_scales_says_the_mode(tmp_path: Path, tiny: Olmo3, mode: str) -> None:
+    bits, groups = MODES[mode]
+    quantized = quantized_model({"bits": bits[0], "group_size": groups[0], "mode": mode}, tiny)
+    folder = save_checkpoint(tmp_path / "packed", TINY, quantized.tensors())
+    assert largest_difference(load(folder)[0](TOKENS), quantized(TOKENS)) < 1e-5
+
+
+def test_layers_of_different_bits_are_each_read_by_their_shapes(tmp_path: Path, tiny: Olmo3) -> None:
+    entry = {"bits": 4, "group_size": 32, "lm_head": {"bits": 8, "group_size": 64}}
+    quantized = quantized_model(entry, tiny)
+    plain_entry = {"bits": 4, "group_size": 32}
+    folder = save_checkpoint(tmp_path / "packed", {**TINY, "quantization": plain_entry}, quantized.tensors())
+    assert largest_difference(load(folder)[0](TOKENS), quantized(TOKENS)) < 1e-5
+
+
+# Files as other programs leave them
+
+
+def test_a_single_file_counts_where_the_files_of_an_older_index_are_gone(folder: Path, tiny: Olmo3) -> None:
+    write_index(folder, dict.fromkeys(tiny.tensors(), "model-00001-of-00002.safetensors"))
+    assert largest_difference(load(folder)[0](TOKENS), tiny(TOKENS)) == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_that_are_all_there_need_no_index(folder: Path, tiny: Olmo3, count: int) -> None:
+    shard(folder, count)
+    (folder / "model.safetensors.index.json").unlink()
+    assert largest_difference(load(folder)[0](TOKENS), tiny(TOKENS)) == 0
+
+
+def test_without_an_index_a_missing_shard_is_named(folder: Path) -> None:
+    shard(folder, 3)[1].unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"expected model-00002-of-00003\.safetensors too"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "base"),
+    [
+        (
+            "adapter_config.json",
+            b'{"base_model_name_or_path": "allenai/Olmo-3-7B"}',
+            " for allenai/Olmo-3-7B",
+        ),
+        ("adapter_config.json", b'{"model": "allenai/Olmo-3-7B", "fine_tune_type": "lora"}', " for allenai/"),
+        ("adapter_config.json", b"{}", " adapter, not"),
+        ("adapters.safetensors", b"", " adapter, not"),
+        ("adapter_model.safetensors", b"", " adapter, not"),
+    ],
+)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_an_adapter_is_called_one(
+    tmp_path: Path, name: str, content: bytes, base: str, with_config: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if with_config:
+        (tmp_path / "config.json").write_text(json.dumps(TINY))
+    with pytest.raises(CheckpointError, match=f"is a LoRA adapter|{base}") as caught:
+        load(tmp_path)
+    assert base in str(caught.value)
+    assert "merge it into its model" in str(caught.value)
+
+
+def test_a_whole_model_with_an_adapter_beside_it_is_a_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    load(folder)
+
+
 # dtypes
 
 
@@ -333,6 +429,14 @@ def file(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def gone(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
+
+
+def both(*damages: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def all_of_them(folder: Path) -> None:
+        for damage in damages:
+            damage(folder)
+
+    return all_of_them
 
 
 def sharded(damage: Callable[[Path, list[Path]], Any]) -> Callable[[Path], None]:
@@ -525,19 +629,18 @@ def test_weights_in_pickles_are_not_read(folder: Path) -> None:
 
 
 WRONG_PACKED: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
-    "config.json says nothing of it": (config(quantization=None), ("weights are quantized", "config.json")),
-    "other bits": (
-        config(quantization={**PACKED, "bits": 8}), ("model.embed_tokens.weight", "[128, 16]", "[128, 8]"),
+    "other bits for one layer": (
+        config(quantization={**PACKED, "lm_head": {"bits": 8}}), ("lm_head.weight", "[128, 16]", "[128, 8]"),
     ),
-    "another group size": (
-        config(quantization={**PACKED, "group_size": 64}),
-        ("group_size 64", "model.layers.0.mlp.down_proj", "96"),
-    ),
-    "another group size that divides": (
+    "another group size for one layer": (
         config(quantization={**PACKED, "lm_head": {"group_size": 64}}), ("lm_head.", "[128, 1]", "[128, 2]"),
     ),
-    "another mode": (
-        config(quantization={**PACKED, "mode": "mxfp4"}), ("does not call for", "lm_head.biases"),
+    "codes of no width": (
+        both(config(quantization=None), shape_of("lm_head.weight", mx.zeros((128, 7), mx.uint32))),
+        ("lm_head",),
+    ),
+    "scales of no width": (
+        both(config(quantization=None), shape_of("lm_head.scales", mx.zeros((128, 3)))), ("lm_head",),
     ),
     "an override for a layer that is quantized": (
         config(quantization={**PACKED, "lm_head": False}),

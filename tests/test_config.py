@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from olmo3_mlx import Checkpoint
 from olmo3_mlx.config import FULL, SLIDING, GenerationConfig, Olmo3Config, RopeConfig
 from olmo3_mlx.errors import ConfigError, Olmo3Error
 from olmo3_mlx.quantization import Quantization, QuantizationConfig
@@ -146,6 +147,48 @@ PLAIN_SHAPES: dict[str, dict[str, Any]] = {
 def test_every_shape_without_scaling_means_plain_rope_everywhere(shape: dict[str, Any]) -> None:
     config = Olmo3Config.from_dict({**BASE, **shape, "max_position_embeddings": 8192})
     assert dict(config.rope) == {SLIDING: PLAIN_ROPE, FULL: PLAIN_ROPE}
+
+
+NEWER: dict[str, Any] = {
+    **without(RELEASED, "rope_theta", "rope_scaling"),
+    "rope_parameters": {
+        FULL: {**YARN, "rope_theta": 500000},
+        SLIDING: {"rope_type": "default", "rope_theta": 500000},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("older", "key", "kind"),
+    [
+        ({"rope_scaling": {"rope_type": "default"}}, "rope_scaling", FULL),
+        ({"rope_scaling": {**YARN, "factor": 4.0}}, "rope_scaling", FULL),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 4096}}, "rope_scaling", FULL),
+        ({"rope_theta": 10000}, "rope_theta", FULL),
+        ({"rope_theta": 10000, "rope_scaling": YARN}, "rope_theta", FULL),
+    ],
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_older_keys_that_say_something_else_than_the_newer_are_refused(
+    older: dict[str, Any], key: str, kind: str, flat: bool
+) -> None:
+    newer = {**NEWER, "rope_parameters": {**YARN, "rope_theta": 500000}} if flat else NEWER
+    message = refusal({**newer, **older})
+    assert f"contradicts itself: {key} and rope_parameters differ for {kind}" in message
+
+
+def test_yarn_on_sliding_layers_beside_older_keys_that_have_it_on_full_ones_is_refused() -> None:
+    swapped = {FULL: {"rope_type": "default", "rope_theta": 5e5}, SLIDING: {**YARN, "rope_theta": 5e5}}
+    message = refusal({**RELEASED, "rope_parameters": swapped})
+    assert "rope_scaling and rope_parameters differ" in message
+
+
+@pytest.mark.parametrize(
+    "older",
+    [{"rope_theta": 500000}, {"rope_scaling": YARN}, {"rope_theta": 500000.0, "rope_scaling": YARN}],
+)
+def test_older_keys_that_say_the_same_as_the_newer_are_taken(older: dict[str, Any]) -> None:
+    assert Olmo3Config.from_dict({**NEWER, **older}) == Olmo3Config.from_dict(RELEASED)
 
 
 def test_yarn_lost_by_saving_a_flat_file_again_is_refused() -> None:
@@ -392,7 +435,7 @@ def test_errors_name_the_file_that_was_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**RELEASED, "vocab_size": 0}))
     with pytest.raises(ConfigError) as caught:
-        Olmo3Config.from_file(path)
+        Checkpoint.in_folder(tmp_path)
     assert str(caught.value).startswith(f"{path}: vocab_size")
 
 
@@ -405,7 +448,7 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, text: 
     path = tmp_path / "config.json"
     path.write_bytes(text)
     with pytest.raises(ConfigError, match="expected a JSON object") as caught:
-        Olmo3Config.from_file(path)
+        Checkpoint.in_folder(tmp_path)
     assert str(path) in str(caught.value)
 
 

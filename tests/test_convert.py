@@ -577,11 +577,13 @@ def test_a_quantized_source_is_refused(source: Path, dest: Path) -> None:
     assert beside(dest) == []
 
 
-def test_a_quantized_source_whose_config_does_not_say_so_is_refused(source: Path, dest: Path) -> None:
+def test_a_quantized_source_is_not_quantized_again_though_its_config_does_not_say_that_it_is(
+    source: Path, dest: Path
+) -> None:
     packed = dest.with_name("packed")
     to_mlx(source, packed)
     shutil.copy(source / "config.json", packed / "config.json")
-    with pytest.raises(CheckpointError, match=r"config\.json has no quantization"):
+    with pytest.raises(ConvertError, match=r"is quantized already \(4 bits, affine\)"):
         to_mlx(packed, dest)
     assert beside(dest) == ["packed"]
 

@@ -27,7 +27,7 @@ FLOORS: dict[str, list[str]] = {
         "generation: sampling unfinished, loop",
         "text: stop_strings client_messages added_tokens, chat_template, template_files, tokenizer",
         "memory: machine sizes, working_space, plan",
-        "checkpoints: headers files fingerprint, hub weights, names revisions, checkpoint",
+        "checkpoints: headers files fingerprint, hub weights stored_bits, names revisions, checkpoint",
         "sessions: spans, files, snapshots, session",
         "conversation: options messages, saved completion, chat",
         "__init__",

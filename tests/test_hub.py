@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from fake_hub import COMMITS, INDEX, JUNK, FakeHub, shard
 
@@ -126,6 +127,75 @@ def test_half_a_checkpoint_without_a_network_is_not_called_incomplete(
     stop_hub[0]()
     with pytest.raises(HubError, match="not downloaded yet, and the hub cannot be reached"):
         resolve("olmo/tiny")
+
+
+LICENCE = {"LICENSE": b"Apache 2.0", "special_tokens_map.json": b"{}"}
+
+
+def fetched_by_another_program(hub: FakeHub, *files: str) -> None:
+    """The cache as a program leaves it that knows what the model has, and wanted just these files of it."""
+    huggingface_hub.snapshot_download("olmo/tiny", allow_patterns=[*files])
+
+
+@pytest.mark.parametrize(
+    "files", [["*.json", "*.jinja", "model*.safetensors"], [*TEXT_NAMES, "*.safetensors"]]
+)
+def test_without_a_network_a_licence_that_another_program_left_out_is_not_missed(
+    hub: FakeHub, stop_hub: list[Callable[[], None]], files: list[str]
+) -> None:
+    hub.files["main"] |= LICENCE
+    fetched_by_another_program(hub, *files)
+    stop_hub[0]()
+    assert load(resolve("olmo/tiny"))
+
+
+def test_without_a_network_a_needed_file_that_another_program_left_out_is_missed(
+    hub: FakeHub, stop_hub: list[Callable[[], None]]
+) -> None:
+    hub.files["main"] |= LICENCE
+    fetched_by_another_program(hub, "*.json", "*.safetensors")  # no template
+    stop_hub[0]()
+    with pytest.raises(
+        HubError, match="not all of it is downloaded yet, and the hub cannot be reached"
+    ) as error:
+        resolve("olmo/tiny")
+    one_line(error)
+
+
+def test_without_a_network_the_hub_is_not_blamed_for_a_shard_that_was_not_fetched(
+    hub: FakeHub, stop_hub: list[Callable[[], None]], tmp_path: Path
+) -> None:
+    shard(hub.files["main"], tmp_path)
+    fetched_by_another_program(hub, "*.json", "*.jinja", "model-00001-of-00002.safetensors")
+    stop_hub[0]()
+    with pytest.raises(HubError, match="downloaded yet, and the hub cannot be reached") as error:
+        resolve("olmo/tiny")
+    assert "no complete weights" not in one_line(error)
+
+
+def test_of_a_model_with_an_older_index_the_single_file_is_fetched(hub: FakeHub) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    hub.files["main"][INDEX] = json.dumps(index).encode()
+    assert load(resolve("olmo/tiny"))
+
+
+def test_a_shard_without_an_index_is_fetched(hub: FakeHub) -> None:
+    files = hub.files["main"]
+    files["model-00001-of-00001.safetensors"] = files.pop("model.safetensors")
+    assert load(resolve("olmo/tiny"))
+
+
+def test_an_adapter_on_the_hub_is_called_one(hub: FakeHub) -> None:
+    del hub.files["main"]["config.json"], hub.files["main"]["model.safetensors"]
+    hub.files["main"]["adapter_config.json"] = b'{"base_model_name_or_path": "allenai/Olmo-3-7B"}'
+    with pytest.raises(CheckpointError, match="is a LoRA adapter for allenai/Olmo-3-7B"):
+        resolve("olmo/tiny")
+
+
+def test_further_templates_are_fetched(hub: FakeHub) -> None:
+    hub.files["main"]["additional_chat_templates/tool_use.jinja"] = b"tools"
+    folder = resolve("olmo/tiny")
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "tools"
 
 
 def test_offline_mode_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,10 +356,19 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_files_outside_the_index_are_left_alone(tmp_path: Path) -> None:
-    for name in ("one.safetensors", "two.safetensors", "model.safetensors"):
+    for name in ("one.safetensors", "two.safetensors", "consolidated.safetensors"):
         (tmp_path / name).touch()
     write_index(tmp_path, {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"})
     assert sorted(weight_files(tmp_path)) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+
+
+def test_two_sets_of_weights_of_which_either_could_be_meant_are_refused(tmp_path: Path) -> None:
+    """transformers would take the single file, mlx-lm both, one over the other."""
+    for name in ("one.safetensors", "model.safetensors"):
+        (tmp_path / name).touch()
+    write_index(tmp_path, {"a": "one.safetensors"})
+    with pytest.raises(CheckpointError, match=r"has model\.safetensors and beside it .* remove those"):
+        weight_files(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from convert.reading.remote import Remote, Shard, remote_tensors
 from convert.reading.stored import Dequantized, Stored, Tensor
 from convert.size import Size
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
-from olmo3_mlx.checkpoints.files import INDEX, TEXT_FILES, has_weights
+from olmo3_mlx.checkpoints.files import INDEX, has_weights, small_files
 from olmo3_mlx.checkpoints.headers import name_some
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.checkpoints.weights import check_names_and_shapes, quantize
@@ -80,7 +80,7 @@ class Source:
         model = Olmo3(config)
         quantize(model, stored, folder)
         check_names_and_shapes(model, stored, folder)
-        files = {folder / name for name in TEXT_FILES}
+        files = set(small_files(folder).values())
         files |= {tensor.file for tensor in stored.values() if isinstance(tensor, Stored)}
         return cls(
             folder=folder,
@@ -98,7 +98,7 @@ class Source:
         """As OLMo-core's training wrote it, in float32 mostly."""
         data, tensors = open_native(folder)
         config = Olmo3Config.from_dict(data, str(folder / "config.json"))
-        files = {folder / name for name in TEXT_FILES} | files_read(folder, tensors)
+        files = set(small_files(folder).values()) | files_read(folder, tensors)
         return cls(folder, data, config, tensors, _stamps(files), dtype=mx.bfloat16)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -154,7 +154,8 @@ def _remote_bytes(tensor: Tensor) -> list[tuple[Shard, int]]:
 def _all_stored(checkpoint: Checkpoint) -> dict[str, Stored]:
     headers, index = checkpoint.headers, checkpoint.folder / INDEX
     promised = read_json(index)["weight_map"] if index.is_file() else {}
-    lacking = sorted(promised.keys() - headers.keys())
+    files = {file.name for file in checkpoint.weight_files}  # an index of an earlier form promises nothing
+    lacking = sorted(name for name, file in promised.items() if file in files and name not in headers)
     if lacking:
         raise CheckpointError(f"{index}: promises tensors that no file holds: {name_some(lacking)}")
     return {name: Stored.at(header) for name, header in headers.items()}

@@ -12,11 +12,12 @@ import mlx.core as mx
 
 from convert.recipe import Plan
 from convert.writer.layout import Layout
-from olmo3_mlx.checkpoints.files import INDEX, LICENSES, TEXT_FILES
+from olmo3_mlx.checkpoints.files import INDEX, LICENSES, small_files
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
 from olmo3_mlx.quantization import Quantization
 
 _GENERATION = "generation_config.json"
+_WRITTEN = ("config.json", INDEX, "adapter_config.json")  # anew, or not at all
 
 
 def write_index(folder: Path, layout: Layout, parameters: int) -> None:
@@ -49,6 +50,7 @@ def write_config(
 def copy_files(source: Path, tokenizer_folder: Path, folder: Path) -> None:
     """Copy the small files (tokenizer, template, generation defaults, licence) that are not written anew."""
     for name, file in _copied(source, tokenizer_folder).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
 
 
@@ -62,11 +64,10 @@ def _copied(source: Path, tokenizer_folder: Path) -> dict[str, Path]:
     """The files that are copied, by their names: those of the model from `source`, tokenizer and template
     from `tokenizer_folder`, and generation defaults too if `source` has none.
     """
-    files = {name: tokenizer_folder / name for name in TEXT_FILES if name not in ("config.json", INDEX)}
-    files |= {name: source / name for name in LICENSES}
-    if (source / _GENERATION).is_file():
-        files[_GENERATION] = source / _GENERATION
-    return {name: file for name, file in files.items() if file.is_file()}
+    of_model = small_files(source)
+    files = {name: file for name, file in small_files(tokenizer_folder).items() if name not in _WRITTEN}
+    files = {name: file for name, file in files.items() if name not in LICENSES}
+    return files | {name: of_model[name] for name in (_GENERATION, *LICENSES) if name in of_model}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ Tensors bear the names of the model's modules, so nothing is renamed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -12,9 +12,10 @@ from typing import Unpack
 import mlx.core as mx
 
 from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
-from olmo3_mlx.checkpoints.files import weight_files
+from olmo3_mlx.checkpoints.files import check_whole_model, has_weights, weight_files
 from olmo3_mlx.checkpoints.headers import TensorHeader, all_headers
 from olmo3_mlx.checkpoints.names import resolve
+from olmo3_mlx.checkpoints.stored_bits import with_stored_quantization
 from olmo3_mlx.checkpoints.weights import (
     check_finite,
     check_names_and_shapes,
@@ -24,7 +25,6 @@ from olmo3_mlx.checkpoints.weights import (
     read_weights,
 )
 from olmo3_mlx.config import GenerationConfig, Olmo3Config
-from olmo3_mlx.errors import CheckpointError
 from olmo3_mlx.fields import read_json
 from olmo3_mlx.memory.plan import MemoryPlan, plan
 from olmo3_mlx.model import Olmo3
@@ -51,13 +51,14 @@ def load(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder and what its files say: the config is read when it is opened, headers and
-    tokenizer once, when they are first asked for.
+    """A checkpoint's folder and what its files say: config and headers are read when it is opened, the
+    tokenizer once, when it is first asked for.
     """
 
     folder: Path
     config: Olmo3Config
     generation_config: GenerationConfig
+    _headers: Mapping[str, TensorHeader] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, name: str | Path, revision: str | None = None, *, weights: bool = True) -> "Checkpoint":
@@ -72,13 +73,15 @@ class Checkpoint:
     def in_folder(cls, folder: str | Path) -> "Checkpoint":
         """The checkpoint in a folder. Raises CheckpointError or ConfigError."""
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: expected a checkpoint's folder, found no config.json in it")
-        config = Olmo3Config.from_file(folder / "config.json")
+        check_whole_model(folder)
+        path = folder / "config.json"
+        headers = all_headers(weight_files(folder)) if has_weights(folder) else None
+        data = with_stored_quantization(read_json(path), headers or {}, str(path))
+        config = Olmo3Config.from_dict(data, str(path))
         path = folder / "generation_config.json"
         data = read_json(path) if path.is_file() else {}
         defaults = GenerationConfig.from_dict(data, eos_token_ids=config.eos_token_ids, where=str(path))
-        return cls(folder, config, defaults)
+        return cls(folder, config, defaults, headers)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -90,10 +93,10 @@ class Checkpoint:
         """Its safetensors files. Raises CheckpointError if one is missing."""
         return weight_files(self.folder)
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, TensorHeader]:
-        """Its tensors by name, unread. Raises CheckpointError for files that are missing or damaged."""
-        return all_headers(self.weight_files)
+        """Its tensors by name, unread. Raises CheckpointError if files are missing."""
+        return all_headers(self.weight_files) if self._headers is None else self._headers
 
     @cached_property
     def default_dtype(self) -> mx.Dtype | None:

@@ -51,14 +51,14 @@ def _of_config(folder: Path, config: Mapping[str, Any]) -> dict[str, str | Templ
     entries = found if isinstance(found, list) else [{"name": DEFAULT, "template": found}]
     if isinstance(found, dict):
         entries = [{"name": name, "template": text} for name, text in found.items()]
-    pairs = [(e.get("name"), e.get("template")) if isinstance(e, dict) else () for e in entries]
-    if not all(pair and all(isinstance(text, str) for text in pair) for pair in pairs):
-        return {
-            DEFAULT: TemplateError(
-                f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of named ones"
-            )
-        }
-    return dict(pairs)
+    named: dict[str, str | TemplateError] = {}
+    for entry in entries:
+        name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            said = "chat_template must be a text, or a list of named ones"
+            return {DEFAULT: TemplateError(f"{folder / 'tokenizer_config.json'}: {said}")}
+        named[name] = text
+    return named
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
