@@ -199,6 +199,11 @@ def _rope_config(rope: Fields, theta: float, fields: Fields) -> RopeConfig:
         raise rope.refuse("partial_rotary_factor", "1 (Olmo 3 rotates whole heads)")
     key = "rope_type" if "rope_type" in rope else "type"
     kind = rope.data.get(key) or "default"
+    if rope.data.get("type") not in (None, kind):
+        raise ConfigError(
+            f"{rope.where} contradicts itself: rope_type is {kind!r} and type {rope.data['type']!r}: take "
+            f"out the one that is wrong"
+        )
     if kind == "default":
         return RopeConfig(theta)
     if kind != "yarn":

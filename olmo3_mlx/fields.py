@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from olmo3_mlx.errors import ConfigError
+from olmo3_mlx.git_lfs import refuse_pointer
 
 _REQUIRED = object()
 
@@ -28,12 +29,14 @@ class Fields:
         return ConfigError(f"{self.where}: {key} must be {expected}, not {came}")
 
     def integer(self, key: str, default: Any = _REQUIRED, *, least: int = 1) -> int:
-        """A whole number of at least `least`; null counts as absent."""
+        """A whole number of at least `least`, which 31 bits can hold; null counts as absent."""
         value = self._get(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.refuse(key, f"a whole number of at least {least}")
+        if value >= 2**31:
+            raise self.refuse(key, "a whole number below 2147483648")
         return value
 
     def number(
@@ -94,8 +97,9 @@ class Fields:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ConfigError if the file is no such thing."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
     except (OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path, ConfigError)
         raise ConfigError(f"{path}: expected a JSON object, could not read one: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")

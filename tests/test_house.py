@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
+        "git_lfs",
         "fields durable packing option_checks published",
         "quantization",
         "config",

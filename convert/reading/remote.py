@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from convert.reading.stored import Stored, stored_tensors
-from olmo3_mlx.checkpoints.headers import FORMATS, Formatted
+from olmo3_mlx.checkpoints.headers import FORMATS, Formatted, is_buffer
 from olmo3_mlx.checkpoints.hub import hub_errors
 from olmo3_mlx.errors import CheckpointError, HubError
 
@@ -75,14 +75,14 @@ def remote_tensors(hub_id: str, revision: str, folder: Path | None) -> dict[str,
     for file, metadata in listing.files_metadata.items():
         shard = Shard(hub_id, revision, file, folder)
         for name, info in metadata.tensors.items():
-            if listing.sharded and listing.weight_map.get(name) != file:
+            if is_buffer(name) or (listing.sharded and listing.weight_map.get(name) != file):
                 continue
             if info.dtype not in FORMATS:
                 raise CheckpointError(
                     f"{hub_id}: {name} is {info.dtype}, expected one of {', '.join(FORMATS)}"
                 )
             tensors[name] = Remote(shard, name, tuple(info.shape), info.dtype)
-    lacking = sorted(listing.weight_map.keys() - tensors.keys())
+    lacking = sorted(name for name in listing.weight_map if name not in tensors and not is_buffer(name))
     if lacking:
         raise HubError(f"{hub_id}: its index promises tensors that its shards lack: {', '.join(lacking[:5])}")
     return tensors

@@ -15,7 +15,7 @@ from convert.reading.stored import Dequantized, Stored, Tensor
 from convert.size import Size
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.checkpoints.files import INDEX, has_weights, small_files
-from olmo3_mlx.checkpoints.headers import name_some
+from olmo3_mlx.checkpoints.headers import is_buffer, name_some
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.checkpoints.weights import check_names_and_shapes, quantize
 from olmo3_mlx.config import Olmo3Config
@@ -155,7 +155,11 @@ def _all_stored(checkpoint: Checkpoint) -> dict[str, Stored]:
     headers, index = checkpoint.headers, checkpoint.folder / INDEX
     promised = read_json(index)["weight_map"] if index.is_file() else {}
     files = {file.name for file in checkpoint.weight_files}  # an index of an earlier form promises nothing
-    lacking = sorted(name for name, file in promised.items() if file in files and name not in headers)
+    lacking = sorted(
+        name
+        for name, file in promised.items()
+        if file in files and name not in headers and not is_buffer(name)
+    )
     if lacking:
         raise CheckpointError(f"{index}: promises tensors that no file holds: {name_some(lacking)}")
     return {name: Stored.at(header) for name, header in headers.items()}

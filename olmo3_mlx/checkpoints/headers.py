@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import mlx.core as mx
 
 from olmo3_mlx.errors import CheckpointError
+from olmo3_mlx.git_lfs import refuse_pointer
 
 # The types that a checkpoint may hold, by their names in safetensors.
 FORMATS: Mapping[str, mx.Dtype] = {
@@ -87,14 +88,20 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
         tensors = {
             name: _header(file, name, entry, 8 + length, size)
             for name, entry in header.items()
-            if name != "__metadata__"
+            if name != "__metadata__" and not is_buffer(name)
         }
         _check_apart(tensors)
         return tensors
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
+        refuse_pointer(file, CheckpointError)
         raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
+
+
+def is_buffer(name: str) -> bool:
+    """True for what older programs stored though the config says it: RoPE's frequencies."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def _header(file: Path, name: str, entry: Any, begin: int, size: int) -> TensorHeader:

@@ -7,7 +7,7 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from olmo3_mlx.checkpoints.headers import name_some
+from olmo3_mlx.checkpoints.headers import is_buffer, name_some
 from olmo3_mlx.errors import CheckpointError, OptionError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import NAN_SCALES, QuantizationConfig
@@ -40,7 +40,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, mx.array]:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged or cut short, fetch it again ({error})") from None
         assert isinstance(tensors, dict)
-        weights.update(tensors)
+        weights |= {name: tensor for name, tensor in tensors.items() if not is_buffer(name)}
     return weights
 
 

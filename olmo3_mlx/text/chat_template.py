@@ -53,7 +53,10 @@ class ChatTemplate:
         self._check_roles(checked, tools)
         if continue_final_message:
             return self._up_to_the_end_of(checked, tools)
-        return self._render(checked, tools, add_generation_prompt)
+        prompt = self._render(checked, tools, add_generation_prompt)
+        if checked and not prompt:
+            raise TemplateError("the checkpoint's chat template renders nothing: expected a prompt's text")
+        return prompt
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, opened: bool

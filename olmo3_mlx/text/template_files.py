@@ -34,7 +34,7 @@ def _of_files(folder: Path) -> dict[str, str | TemplateError]:
 
 def _read(path: Path) -> str | TemplateError:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         dangling = path.is_symlink() and not path.exists()
         reason = "it is a link to nothing: fetch the file again" if dangling else error.strerror

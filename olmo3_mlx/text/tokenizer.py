@@ -9,6 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 from olmo3_mlx.errors import ConfigError, NoTemplateError, PromptError, TemplateError, TokenizerError
 from olmo3_mlx.fields import read_json
+from olmo3_mlx.git_lfs import refuse_pointer
 from olmo3_mlx.text.added_tokens import token_text, with_named_tokens
 from olmo3_mlx.text.chat_template import ChatTemplate
 from olmo3_mlx.text.client_messages import Message
@@ -48,6 +49,7 @@ class Tokenizer:
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
+            refuse_pointer(path, TokenizerError)
             raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
         config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
         backend = with_named_tokens(backend, path, config, _json(folder / "added_tokens.json"))
