@@ -208,15 +208,19 @@ def test_the_small_files_come_along_and_nothing_else(source: Path, dest: Path) -
     (source / "LICENSE").write_text("Apache License")
     (source / "README.md").write_text("A card for the original.")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
     to_mlx(source, dest)
     copied = (
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
         "generation_config.json", "special_tokens_map.json", "LICENSE",
+        "additional_chat_templates/tool_use.jinja",
     )  # fmt: skip
     for name in copied:
         assert (dest / name).read_bytes() == (source / name).read_bytes(), name
     written = {"README.md", "config.json", "model.safetensors", "model.safetensors.index.json"}
-    assert {path.name for path in dest.iterdir()} == {*copied, *written}
+    found = {str(path.relative_to(dest)) for path in dest.rglob("*") if path.is_file()}
+    assert found == {*copied, *written}
 
 
 @pytest.mark.parametrize("own", [True, False])
