@@ -27,11 +27,8 @@ BESIDES = ("special_tokens_map.json", "adapter_config.json", *LICENSES)
 SHARDS = "model-*-of-*.safetensors"  # of a checkpoint without an index
 
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-_ADAPTERS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapters.safetensors",
-)  # PEFT's and mlx-lm's
+# Files of an adapter, PEFT's and mlx-lm's.
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors")
 _WEIGHT_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 
@@ -99,10 +96,10 @@ def _shards(folder: Path) -> list[Path]:
         expected = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
         if set(expected) == set(shards):
             return list(shards.values())
-        missing = sorted(set(expected) - set(shards))
-        raise CheckpointError(
-            f"{folder}: expected {', '.join(missing[:3])} too: the checkpoint is incomplete"
-        )
+        if missing := sorted(set(expected) - set(shards)):
+            raise CheckpointError(
+                f"{folder}: expected {', '.join(missing[:3])} too: the checkpoint is incomplete"
+            )
     if shards:
         raise CheckpointError(f"{folder}: expected {INDEX}, which says what is in its shards, found none")
     raise CheckpointError(
