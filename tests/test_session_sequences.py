@@ -229,8 +229,8 @@ def explore(seeds: range) -> Findings:
 
 @pytest.fixture(scope="module")
 def found() -> Findings:
-    """What 20 random sequences show."""
-    return explore(range(20))
+    """What 30 random sequences show."""
+    return explore(range(30))
 
 
 @pytest.mark.parametrize("kind", ["errors", "logits", "tokens", "offsets", "runs", "budget", "disk"])
