@@ -42,13 +42,8 @@ class CacheOptions:
             check_bits(self.bits)
         if self.group_size is not None:
             check_group_size(self.group_size)
-            if self.bits is None:
-                raise OptionError(
-                    Setting("kv_group_size", self.group_size),
-                    " is for quantized caches: give ",
-                    Setting("kv_bits"),
-                    " too",
-                )
+        if self.bits is None:
+            self._refuse_what_quantizing_needs()
 
     @classmethod
     def of(cls, options: "CacheOptions | None" = None, **keywords: Unpack[CacheKeywords]) -> "CacheOptions":
@@ -64,6 +59,14 @@ class CacheOptions:
         given: dict[str, Any] = {name.removeprefix("kv_"): value for name, value in keywords.items()}
         return replace(options, **given)
 
+    def _refuse_what_quantizing_needs(self) -> None:
+        """Raise OptionError for what would be without effect in caches that are not quantized."""
+        for name, value in (("kv_group_size", self.group_size), ("kv_start", self.start or None)):
+            if value is not None:
+                raise OptionError(
+                    Setting(name, value), " is for quantized caches: give ", Setting("kv_bits"), " too"
+                )
+
     def quantization(self, head_dim: int) -> KVQuantization | None:
         """The form of quantized keys and values in heads of this size; None where they are not quantized.
 
@@ -75,7 +78,7 @@ class CacheOptions:
         """The form in which so many tokens are held: unquantized up to `start`."""
         if self.bits is None or tokens > self.start:
             return self
-        return replace(self, bits=None, group_size=None)
+        return replace(self, bits=None, group_size=None, start=0)
 
     def position_bytes(self, heads: int, head_dim: int, itemsize: int = 2) -> int:
         """Bytes of a key and a value in `heads` key-value heads of size `head_dim`, at one position.

@@ -34,7 +34,7 @@ class MemoryTable:
             weights = {"stored": stored, **weights}
         caches = {}
         for label, bits in PRECISIONS.items():
-            options = CacheOptions(bits, None if bits is None else group_size, start)
+            options = CacheOptions() if bits is None else CacheOptions(bits, group_size, start)
             if group_size is not None or fit.can_have(options):  # a group size that was asked for is refused
                 caches[label] = options
         return cls(fit, weights, caches)
