@@ -26,7 +26,7 @@ FLOORS: dict[str, list[str]] = {
         "model",
         "generation: sampling unfinished, loop",
         "text: stop_strings chat_template, tokenizer",
-        "memory: machine sizes, working_space, plan",
+        "memory: container sizes, machine working_space, plan",
         "checkpoints: headers files fingerprint, hub weights, names revisions, checkpoint",
         "sessions: spans, files, snapshots, session",
         "conversation: options messages, saved completion, chat",
