@@ -1,5 +1,6 @@
 """The form in which a model's caches hold keys and values, and how far they go back: one value for all."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
@@ -8,6 +9,8 @@ import mlx.core as mx
 from olmo3_mlx.caches.quantized import BITS, KVQuantization, check_bits, check_group_size
 from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.option_checks import check_keywords, check_number
+
+_FORM = re.compile(r"\w+(?:, (\d+) bits in groups of (\d+) from (\d+) tokens on)?", re.ASCII)
 
 
 class CacheKeywords(TypedDict, total=False):
@@ -102,3 +105,25 @@ class CacheOptions:
             return name
         bits, group_size = quantization.bits, quantization.group_size
         return f"{name}, {bits} bits in groups of {group_size} from {self.start} tokens on"
+
+    @classmethod
+    def of_form(cls, form: str) -> "CacheOptions | None":
+        """The options that `form` gave this name; None for what is no such name."""
+        found = _FORM.fullmatch(form)
+        if found is None or found[1] is None:
+            return None if found is None else cls()
+        try:
+            return cls(*(int(number) for number in found.groups()))
+        except OptionError:
+            return None
+
+    def told_from(self, other: "CacheOptions") -> tuple[str | Setting, ...]:
+        """How caches of these options are held, in words that tell it from how `other`'s are."""
+        if self.bits is None:
+            return ("without ", Setting("kv_bits"))
+        told: tuple[str | Setting, ...] = ("with ", Setting("kv_bits", self.bits))
+        if self.bits == other.bits and self.group_size != other.group_size:
+            told += (" ", Setting("kv_group_size", self.group_size))
+        if self.bits == other.bits and self.start != other.start:
+            told += (" ", Setting("kv_start", self.start))
+        return told

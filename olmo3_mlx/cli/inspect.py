@@ -30,7 +30,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--context or --kv-bits also whether just that fits. Weights are not read, only how many bytes they "
         "have.",
     )
-    add_model(parser, more=", or 7b or 32b for the published sizes")
+    add_model(parser, more=", or 7b or 32b for the published sizes", positional=True)
     add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)

@@ -20,9 +20,9 @@ def _limit_files(root: Path) -> Iterator[Path]:
     groups = root / "sys" / "fs" / "cgroup"
     for hierarchy, controllers, path in _memberships(root / "proc" / "self" / "cgroup"):
         if hierarchy == "0":
-            places, name = (groups, groups / "unified"), "memory.max"
+            places, name = [groups, groups / "unified"], "memory.max"
         elif "memory" in controllers.split(","):
-            places, name = (groups / "memory",), "memory.limit_in_bytes"
+            places, name = [groups / "memory"], "memory.limit_in_bytes"
         else:
             continue
         for place in places:
