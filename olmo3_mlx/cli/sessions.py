@@ -38,8 +38,14 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(args: argparse.Namespace) -> int:
     """List or remove; returns the exit code."""
     if args.remove is not None:
-        _remove(args.remove)
-        print(json.dumps({"removed": args.remove}) if args.json else f"removed {', '.join(args.remove)}")
+        removed = []
+        for name in _checked(args.remove):
+            remove_conversation(name)
+            removed.append(name)
+            if not args.json:
+                print(f"removed {name}")
+        if args.json:
+            print(json.dumps({"removed": removed}))
         return 0
     found = list_conversations()
     if args.json:
@@ -53,15 +59,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _remove(names: Sequence[str]) -> None:
-    """Remove them, unless one of the names is wrong: then none. Raises OptionError or SessionError."""
+def _checked(names: Sequence[str]) -> list[str]:
+    """Each of the names once, all of which are conversations'. Raises OptionError or SessionError."""
     there = [each.name for each in list_conversations()]
     for name in names:
         check_name(name)
         if name not in there:
             raise SessionError(f"there is no session {name}{did_you_mean(name, there)}")
-    for name in dict.fromkeys(names):
-        remove_conversation(name)
+    return list(dict.fromkeys(names))
 
 
 def _table(found: Sequence[ConversationSummary]) -> list[str]:

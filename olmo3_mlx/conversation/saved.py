@@ -114,10 +114,10 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
     check_name(name)
     sessions, left = ready_folder()
     folder = sessions / name
-    if left.get(name, BUSY) != BUSY:
-        raise SessionError(
-            f"the session {name} cannot be moved from {former_folder()} to {sessions}: {left[name]}"
-        )
+    busy = f"another process has the session {name} open: close it, or choose another name"
+    if name in left:
+        moved = f"the session {name} cannot be moved from {former_folder()} to {sessions}: {left[name]}"
+        raise SessionError(busy if left[name] == BUSY else moved)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / "lock").open("w")
@@ -125,8 +125,6 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
         raise SessionError(f"cannot make {folder}: {error.strerror}") from None
     with lock_file:
         # It may have been removed, or moved, between the two.
-        if name in left or not lock(lock_file) or not is_still(lock_file, folder / "lock"):
-            raise SessionError(
-                f"another process has the session {name} open: close it, or choose another name"
-            )
+        if not lock(lock_file) or not is_still(lock_file, folder / "lock"):
+            raise SessionError(busy)
         yield SavedConversation(folder)
