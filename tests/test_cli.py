@@ -135,6 +135,7 @@ def test_a_misspelt_model_gets_the_nearest_one(
     for verb, name, meant in (
         ("generate", "dmeo", "demo"),
         ("inspect", "7bb", "7b"),
+        ("inspect", "8b", "7b"),
         ("inspect", "Demmo", "demo"),
         ("generate", "olmo_seven", "olmo-seven"),
         ("inspect", "models/olmo_sevn", "models/olmo-seven"),  # it might be a hub id

@@ -13,7 +13,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches  # noqa: PLC0415  (here, as most command lines are right)
 
     plain = {_plain(each): each for each in known}
-    found = get_close_matches(_plain(word), plain, n=1)
+    close = 0.5 if len(_plain(word)) < 3 else 0.6  # half of `8b` is that of `7b`
+    found = get_close_matches(_plain(word), plain, n=1, cutoff=close)
     return plain[found[0]] if found else None
 
 
