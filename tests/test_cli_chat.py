@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -245,6 +246,15 @@ def test_a_damaged_session_is_read_again_from_its_text(
     held = chat(olmo3, options=options)  # and what it said then was kept
     assert "(going on after 4 messages, " in held.err
     assert "tokens of which are held" in held.err
+
+
+@asks_a_parrot
+def test_a_session_without_caches_is_read_again(olmo3: Run, sessions: Path) -> None:
+    chat(olmo3, "Hi", options=["--session", "ada"])
+    shutil.rmtree(sessions / "ada" / "caches")
+    assert (
+        "(going on after 2 messages, which are read again)\n" in chat(olmo3, options=["--session", "ada"]).err
+    )
 
 
 @asks_a_parrot

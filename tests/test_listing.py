@@ -124,6 +124,19 @@ def test_damaged_caches_are_listed_as_what_they_are(olmo3: Run, sessions: Path, 
 
 
 @asks_a_parrot
+def test_a_conversation_that_may_not_be_read_is_listed(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    converse(olmo3, "work", "Hi")
+
+    def forbidden(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    (found,) = list_conversations()
+    assert (found.name, found.messages) == ("work", None)
+    assert "Permission denied" in str(found.problem)
+
+
+@asks_a_parrot
 def test_a_removed_session_is_gone_and_the_others_stay(olmo3: Run, sessions: Path) -> None:
     for name in ("a", "b", "c"):
         converse(olmo3, name, "Hi")

@@ -53,6 +53,8 @@ def test_the_variables_name_the_folder_and_then_the_system(
     import platformdirs
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OLMO3_SESSIONS", "~nobody-of-that-name/mine")
+    assert sessions_folder() == Path("~nobody-of-that-name/mine")
     monkeypatch.setenv("OLMO3_SESSIONS", "~/mine")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert sessions_folder() == tmp_path / "mine"
@@ -64,6 +66,7 @@ def test_the_variables_name_the_folder_and_then_the_system(
 
 
 def test_conversations_move_when_one_is_opened_first(former: Path) -> None:
+    put(former, ".removed-old", "gone")  # by a process that was killed before it had removed all of it
     put(former, "ada", "Hi")
     put(former, "bob", "Ho")
     (former / "empty").mkdir()

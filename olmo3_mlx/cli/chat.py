@@ -94,7 +94,8 @@ def _resumed(session: Session, saved: SavedConversation, model: str) -> str:
         other = isinstance(error, OtherCachesError) and "model" in error.differing
         held_with = f", {saved.model}" if other and saved.model not in (None, model) else ""
         return f"{said}, which are read again: {worded(error)}{held_with})"
-    return f"{said}, {len(session.tokens)} tokens of which are held)"
+    held = len(session.tokens)
+    return f"{said}, {held} tokens of which are held)" if held else f"{said}, which are read again)"
 
 
 def last_turn(messages: Sequence[Message]) -> list[str]:

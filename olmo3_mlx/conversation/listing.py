@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from olmo3_mlx.conversation.place import BUSY, NAME, check_name, former_folder, is_still, ready_folder
+from olmo3_mlx.conversation.place import (
+    BUSY,
+    NAME,
+    REMOVED,
+    check_name,
+    former_folder,
+    is_still,
+    ready_folder,
+)
 from olmo3_mlx.conversation.saved import SavedConversation
 from olmo3_mlx.durable import lock
 from olmo3_mlx.errors import SessionError
-
-_REMOVED = ".removed-"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def remove_conversation(name: str) -> None:
         raise SessionError(f"there is no session {name} in {folder}")
     if path.is_symlink():
         raise SessionError(f"{path} is a link: remove it, and what it leads to, by hand")
-    going = path.with_name(f"{_REMOVED}{name}")
+    going = path.with_name(f"{REMOVED}{name}")
     try:
         with (path / "lock").open("a") as lock_file:
             if not lock(lock_file) or not is_still(lock_file, path / "lock"):
@@ -81,14 +87,14 @@ def remove_conversation(name: str) -> None:
 
 def _folders(folder: Path) -> Iterator[Path]:
     """The conversations' folders. What a process that was killed had still to remove goes."""
-    if not folder.exists():
-        return
     try:
         found = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise SessionError(f"cannot read {folder}: {error.strerror}") from None
     for path in found:
-        if path.name.startswith(_REMOVED):
+        if path.name.startswith(REMOVED):
             shutil.rmtree(path, ignore_errors=True)
         elif NAME.fullmatch(path.name) and path.is_dir():
             yield path

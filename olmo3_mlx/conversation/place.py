@@ -15,6 +15,7 @@ from olmo3_mlx.errors import OptionError, SessionError
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 BUSY = "another process has it open"
+REMOVED = ".removed-"  # before the name of what goes
 _COPYING, _MOVED = ".moving-", ".moved-"
 
 
@@ -24,7 +25,10 @@ def sessions_folder() -> Path:
     """
     given, data = os.environ.get("OLMO3_SESSIONS"), os.environ.get("XDG_DATA_HOME")
     if given:
-        return Path(given).expanduser()
+        try:
+            return Path(given).expanduser()
+        except RuntimeError:  # of a user that there is not
+            return Path(given)
     return (Path(data) if data else _data_folder()) / "olmo3-mlx" / "sessions"
 
 
@@ -36,11 +40,18 @@ def ready_folder() -> tuple[Path, dict[str, str]]:
     """
     folder, former = sessions_folder(), former_folder()
     for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
+        if _is_no_folder(place):
             raise SessionError(
                 f"{place} is a file: expected the folder of saved conversations (set OLMO3_SESSIONS to one)"
             )
     return folder, {} if former is None else move_conversations(former, folder)
+
+
+def _is_no_folder(place: Path) -> bool:
+    try:
+        return place.exists() and not place.is_dir()
+    except OSError:  # whoever opens it will be told why
+        return False
 
 
 def former_folder() -> Path | None:
@@ -80,7 +91,7 @@ def move_conversations(former: Path, folder: Path) -> dict[str, str]:
     except OSError:  # none
         return left
     for path in found:
-        if path.name.startswith(_MOVED):  # a process was killed while it removed this
+        if path.name.startswith((_MOVED, REMOVED)):  # a process was killed while it removed this
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_dir() and NAME.fullmatch(path.name):
             try:

@@ -70,11 +70,11 @@ class SavedConversation:
         return self.folder / "conversation.json"
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
         advice = "move it away to start anew, or choose another name"
         try:
             data = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
         except (OSError, ValueError, RecursionError) as error:
             raise SessionError(f"{self._path} cannot be read: {error}; {advice}") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
