@@ -1,5 +1,6 @@
 """SIGTERM and SIGHUP: what was said is kept, and the exit code says what ended the program."""
 
+import io
 import json
 import os
 import pty
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import FAR_TOO_LONG, finish, read_until, start
+from command_line import ANSWER, FAR_TOO_LONG, asks_a_parrot, finish, read_until, start
 
+from olmo3_mlx import CacheOptions, Chat, Session, load, open_conversation
+from olmo3_mlx.cli.chat_commands import Conversation
 from olmo3_mlx.cli.interrupt import Terminated, interruptible
 
 pytestmark = pytest.mark.usefixtures("a_users_shell")
@@ -127,6 +130,28 @@ def test_a_reader_that_leaves_in_the_middle_of_an_answer_loses_nothing(
     assert process.wait(timeout=FAR_TOO_LONG) == 0
     messages = json.loads((tmp_path / "work" / "conversation.json").read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
+
+
+@asks_a_parrot
+def test_a_screen_that_takes_the_answer_and_not_its_last_newline_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if text == "\n":
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    monkeypatch.setenv("OLMO3_SESSIONS", str(tmp_path))
+    model, tokenizer = load("parrot")
+    with open_conversation("work") as saved:
+        session = Session(model, files=saved.files(model, CacheOptions()))
+        chat = Conversation(Chat(model, tokenizer, session=session, temperature=0), saved)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            patch.setattr(sys, "stdout", Gone())
+            chat.take("hello")
+    with open_conversation("work") as saved:
+        assert saved.messages[1]["content"] == ANSWER
 
 
 def test_signals_set_a_flag_and_end_the_program_only_behind_what_must_be_done() -> None:

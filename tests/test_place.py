@@ -187,8 +187,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     def remove(path: Path, **options: Any) -> None:
         if path.exists():
             step()
-            for file in sorted(path.rglob("*"))[:1]:
-                file.unlink() if file.is_file() else None
+            next(file for file in sorted(path.rglob("*")) if file.is_file()).unlink()
             step()
         shutil.rmtree(path, **options)
 
