@@ -222,7 +222,7 @@ def test_an_absurd_option_gets_one_line_and_exit_code_2_before_any_work(
 def test_what_only_quantized_caches_have_is_not_dropped_without_them(
     olmo3: Run, verb: str, flag: str, value: int
 ) -> None:
-    done = olmo3(verb, flag, value, stdin="hello\n")
+    done = olmo3(verb, flag, value, "--model", "no/such/folder", stdin="hello\n")
     assert (done.code, done.out) == (2, "")
     assert_one_line(done.err, verb)
     assert f"{flag} {value} is for quantized caches: give --kv-bits too" in done.err

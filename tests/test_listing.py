@@ -166,7 +166,9 @@ def test_a_wrong_name_removes_nothing(olmo3: Run, sessions: Path, name: str, cod
     assert [each.name for each in list_conversations()] == ["work"]
 
 
+@asks_a_parrot
 def test_a_session_that_a_process_has_open_is_not_removed(olmo3: Run, sessions: Path) -> None:
+    converse(olmo3, "work", "Hi")
     with open_conversation("work"):
         done = olmo3("sessions", "--remove", "work")
         assert (done.code, done.out) == (1, "")
@@ -192,8 +194,8 @@ def test_from_python_what_is_not_there_is_not_removed(sessions: Path, tmp_path: 
 def test_a_removal_that_is_cut_short_leaves_no_half_of_a_session(
     sessions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_conversation("work"):
-        pass
+    (sessions / "work").mkdir(parents=True)
+    (sessions / "work" / "lock").touch()
     (sessions / "work" / "conversation.json").write_text('{"format": 1, "messages": []}')
 
     def killed(path: Path, ignore_errors: bool) -> None:

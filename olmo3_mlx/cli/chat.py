@@ -42,7 +42,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; returns the exit code, 1 if nothing of a batch of lines could be done."""
-    options = answer_options(args)
+    options, caches = answer_options(args), cache_options(args)
     with ExitStack() as stack:
         saved = stack.enter_context(open_conversation(args.session)) if args.session is not None else None
         if saved and saved.messages and args.system is not None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 f"the session {args.session} has a beginning: leave --system out, or use /system"
             )
         checkpoint = Checkpoint.open(args.model, args.revision)
-        plan = checkpoint.plan(cache_options(args), context=args.context)
+        plan = checkpoint.plan(caches, context=args.context)
         tokenizer, model = checkpoint.tokenizer, checkpoint.load()
         session = Session.within(model, plan, files=saved.files(model, plan.options) if saved else None)
         messages = saved.messages if saved else None

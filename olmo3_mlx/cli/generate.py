@@ -47,12 +47,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; returns the exit code."""
-    options = answer_options(args)
+    options, caches = answer_options(args), CacheOptions.of(cache_options(args), rewind=1)
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
     checkpoint = Checkpoint.open(args.model, args.revision)
-    plan = checkpoint.plan(CacheOptions.of(cache_options(args), rewind=1), context=args.context)
+    plan = checkpoint.plan(caches, context=args.context)
     tokenizer, model = checkpoint.tokenizer, checkpoint.load()
     session = Session(model, plan.options, context=plan.context, snapshot_bytes=0)
     with interruptible() as interrupted:

@@ -7,7 +7,7 @@ NAME/lock                held by the process that has it open
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def _serialized(messages: Sequence[Message], model: str | None) -> bytes:
 
 @contextmanager
 def open_conversation(name: str) -> Iterator[SavedConversation]:
-    """The conversation of that name, which is new if there is none, for this process alone.
+    """The conversation of that name, which is new if there is none, for this process alone. One in which
+    nothing was saved leaves nothing behind.
 
     Raises OptionError for what is no name, SessionError if another process has it open, or it cannot be
     read or made.
@@ -127,4 +128,15 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
         # It may have been removed, or moved, between the two.
         if not lock(lock_file) or not is_still(lock_file, folder / "lock"):
             raise SessionError(busy)
-        yield SavedConversation(folder)
+        try:
+            yield SavedConversation(folder)
+        finally:
+            _leave(folder)
+
+
+def _leave(folder: Path) -> None:
+    """Remove the folder of a conversation in which nothing was said. Its lock must be held."""
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} == {"lock"}:
+            (folder / "lock").unlink()
+            folder.rmdir()
