@@ -23,8 +23,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "chat",
         help="hold a conversation",
-        description="Hold a conversation. Only what is new is run on each turn, also after a message was "
-        "edited or taken back. Where standard input is no terminal, each line is a message or a command.",
+        description="Hold a conversation. Only what is new is run on each turn, also after a message was\n"
+        "edited or taken back. Where standard input is no terminal, each of its lines is a\n"
+        "message or a command, and the exit code is 1 if none of them could be done.",
         epilog=f"While chatting:\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,7 +34,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--session",
         metavar="NAME",
         help="keep the conversation under this name, and go on with it if it is there; conversations lie in "
-        "the folder that OLMO3_SESSIONS names, or in olmo3-mlx/sessions of your data folder",
+        "the folder that OLMO3_SESSIONS names, or in olmo3-mlx/sessions of your data folder "
+        "(`olmo3 sessions` lists them)",
     )
     add_answering(parser)
     add_memory(parser)

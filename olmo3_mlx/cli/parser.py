@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; but what is not known is an error, also of a verb's arguments."""
         self._given = tuple(sys.argv[1:] if args is None else args)
-        found, unknown = super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(list(self._given), namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
