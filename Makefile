@@ -14,7 +14,7 @@ PYTEST := pytest -n auto --maxprocesses 4 --dist worksteal
 .PHONY: demo test coverage check bench clean
 
 demo: .venv/installed
-	$(BIN)/olmo3 generate "How many layers does Olmo 3 7B have?" --model demo --temperature 0
+	$(BIN)/olmo3 generate "How many layers does Olmo 3 7B have?" --model demo --temperature 0 < /dev/null
 
 # Bytecode is written even where the environment says not to: tests start some fifty commands.
 test coverage: export PYTHONDONTWRITEBYTECODE =

@@ -13,6 +13,11 @@ from olmo3_mlx.checkpoints.checkpoint import Checkpoint, load
 from olmo3_mlx.config import GenerationConfig, Olmo3Config, RopeConfig
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion, generate, stream
+from olmo3_mlx.conversation.listing import (
+    ConversationSummary,
+    list_conversations,
+    remove_conversation,
+)
 from olmo3_mlx.conversation.saved import SavedConversation, open_conversation
 from olmo3_mlx.errors import (
     CacheError,
@@ -25,6 +30,7 @@ from olmo3_mlx.errors import (
     NoTemplateError,
     Olmo3Error,
     OptionError,
+    OtherCachesError,
     PromptError,
     SessionError,
     TemplateError,
@@ -47,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "ConversationSummary",
     "ConvertError",
     "GenerationConfig",
     "HubError",
@@ -57,6 +64,7 @@ __all__ = [
     "Olmo3Config",
     "Olmo3Error",
     "OptionError",
+    "OtherCachesError",
     "PromptError",
     "RopeConfig",
     "RotatingKVCache",
@@ -69,8 +77,10 @@ __all__ = [
     "UnknownNameError",
     "UnknownRevisionError",
     "generate",
+    "list_conversations",
     "load",
     "open_conversation",
+    "remove_conversation",
     "rewind",
     "stream",
 ]

@@ -12,7 +12,8 @@
     ├── PromptError            empty, too long, or with an id outside the vocabulary
     ├── CacheError             a cache asked for what it no longer holds
     ├── SessionError           a saved conversation that cannot be used, or not be saved
-    │   └── CachesNotSavedError    what was said is saved, what the caches hold is not
+    │   ├── CachesNotSavedError    what was said is saved, what the caches hold is not
+    │   └── OtherCachesError       what is kept of caches is of another model or form
     ├── MemoryFitError         what was asked for does not fit the machine's memory
     ├── ConvertError           a conversion that cannot be made, or could not be finished
     └── OptionError            an option outside its range (also a ValueError)
@@ -111,6 +112,17 @@ class SessionError(Olmo3Error):
 
 class CachesNotSavedError(SessionError):
     """What was said is saved, and what the caches hold is not: a restart has to read it again."""
+
+
+class OtherCachesError(SessionError):
+    """What is kept of caches is of another model, or of caches in another form.
+
+    `differing` says in what: "format", "model" or "form", one or more of them.
+    """
+
+    def __init__(self, differing: Sequence[str], *parts: str | Setting) -> None:
+        self.differing = tuple(differing)
+        super().__init__(*parts)
 
 
 class MemoryFitError(Olmo3Error):

@@ -14,6 +14,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "bits that no kernel has": ({"bits": 5}, "kv_bits must be one of 8, 4, not 5"),
     "a group size that no kernel has": ({"bits": 8, "group_size": 48}, "kv_group_size must be 32, 64 or 128"),
     "a group size without bits": ({"group_size": 64}, "is for quantized caches: give kv_bits too"),
+    "a start without bits": ({"start": 100}, "kv_start=100 is for quantized caches: give kv_bits too"),
     "a negative start": ({"start": -1}, "kv_start must be a whole number of at least 0, not -1"),
     "a negative rewind": ({"rewind": -1}, "rewind must be a whole number of at least 0, not -1"),
     "half a token": ({"rewind": 1.5}, "rewind must be a whole number of at least 0, not 1.5"),
@@ -62,7 +63,7 @@ def test_bytes_of_a_position_are_those_of_the_arrays(bits: int | None, dtype: mx
 
 def test_up_to_start_tokens_are_held_as_the_model_computes() -> None:
     options = CacheOptions(8, 32, start=100)
-    assert options.holding(100) == CacheOptions(start=100)
+    assert options.holding(100) == CacheOptions()
     assert options.holding(101) == options
 
 

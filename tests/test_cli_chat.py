@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from command_line import (
     start,
 )
 
+from olmo3_mlx.cli.chat import last_turn
 from olmo3_mlx.conversation.saved import open_conversation
 
 pytestmark = pytest.mark.usefixtures("a_users_shell")
@@ -66,8 +68,43 @@ def test_help_lists_the_commands(olmo3: Run) -> None:
 
 @asks_a_parrot
 def test_an_unknown_command_is_not_sent(olmo3: Run) -> None:
-    done = chat(olmo3, "/sytsem Be terse.")
-    assert done == (0, "", GREETING + "unknown command /sytsem: /help lists them\n")
+    done = chat(olmo3, "/sytsem Be terse.", "/dance", "/")
+    assert done == (
+        1,
+        "",
+        f"{GREETING}unknown command /sytsem: /help lists them; did you mean /system?\n"
+        "unknown command /dance: /help lists them\nunknown command /: /help lists them\n",
+    )
+
+
+@asks_a_parrot
+def test_a_message_may_begin_with_a_path(olmo3: Run) -> None:
+    assert chat(olmo3, "/etc/hosts holds what?") == (0, f"{ANSWER}\n", GREETING)
+
+
+@asks_a_parrot
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["word " * 5000], 1),
+        (["word " * 5000, "/stats", "/help", "", "/exit"], 1),  # these cannot fail
+        (["/system Be terse.", "/retry", "/edit Hi", "/undo", "/dance"], 1),
+        (["word " * 5000, SUM], 0),
+        ([SUM, "word " * 5000], 0),
+        (["/retry", SUM, "/undo"], 0),
+        (["/stats"], 0),
+        ([], 0),
+    ],
+)
+def test_a_batch_of_lines_fails_if_none_of_them_could_be_done(
+    olmo3: Run, lines: list[str], code: int
+) -> None:
+    assert chat(olmo3, *lines).code == code
+
+
+@asks_a_parrot
+def test_history_says_so_where_there_is_none(olmo3: Run) -> None:
+    assert chat(olmo3, "/history") == (0, "", GREETING + "(nothing was said yet)\n")
 
 
 @asks_a_parrot
@@ -165,7 +202,9 @@ def test_a_session_goes_on_after_a_restart_without_being_read_again(olmo3: Run, 
     second = chat(olmo3, "What is my name?", "/stats", options=options)
     assert second.out.startswith("Your name is Ada.\nprompt: 15 tokens")
     greeting = GREETING.replace("parrot", "demo")
-    assert second.err == greeting + "(going on after 4 messages, 89 tokens of which are held)\n"
+    assert second.err == greeting + (
+        f"(going on after 4 messages, 89 tokens of which are held)\n> {SUM}\n17 + 25 = 42\n"
+    )
     assert first.err == greeting
     assert len(json.loads((sessions / "ada" / "conversation.json").read_text())["messages"]) == 6
 
@@ -210,12 +249,72 @@ def test_a_damaged_session_is_read_again_from_its_text(
 
 
 @asks_a_parrot
+def test_a_session_without_caches_is_read_again(olmo3: Run, sessions: Path) -> None:
+    chat(olmo3, "Hi", options=["--session", "ada"])
+    shutil.rmtree(sessions / "ada" / "caches")
+    assert (
+        "(going on after 2 messages, which are read again)\n" in chat(olmo3, options=["--session", "ada"]).err
+    )
+
+
+@asks_a_parrot
 def test_a_session_of_another_form_of_cache_is_read_again(olmo3: Run, sessions: Path) -> None:
     options = ["--session", "ada", "--temperature", "0"]
     chat(olmo3, "My name is Ada.", options=options)
     again = chat(olmo3, "What is my name?", "/stats", options=[*options, "--kv-bits", "8"])
     assert again.out.startswith(f"{ANSWER}\nprompt: 72 tokens")  # the whole conversation
-    assert "which are read again: caches.json is of another form of cache" in again.err
+    assert (
+        "which are read again: caches.json was kept without --kv-bits, not with --kv-bits 8)\n" in again.err
+    )
+    back = chat(olmo3, options=[*options, "--kv-bits", "8", "--kv-group-size", "32"])  # the default
+    assert "tokens of which are held" in back.err
+    late = chat(olmo3, options=[*options, "--kv-bits", "8", "--kv-start", "9"])
+    assert "was kept with --kv-bits 8 --kv-start 0, not with --kv-bits 8 --kv-start 9)" in late.err
+    assert "was kept with --kv-bits 8, not without --kv-bits)" in chat(olmo3, options=options).err
+
+
+@asks_a_parrot
+def test_a_session_of_another_model_is_read_again_and_says_with_which_it_was_held(
+    olmo3: Run, sessions: Path, tiny_original: Path
+) -> None:
+    options = ["--session", "ada", "--temperature", "0", "--max-tokens", "2"]
+    chat(olmo3, "Hi", options=options)
+    other = chat(olmo3, "Hi", options=[*options, "--model", str(tiny_original)])
+    assert "which are read again: caches.json was kept by another model, parrot)\n" in other.err
+    both = chat(olmo3, options=[*options, "--kv-bits", "4"])
+    assert (
+        "caches.json was kept without --kv-bits, not with --kv-bits 4, and by another model, "
+        f"{tiny_original})\n" in both.err
+    )
+    path = sessions / "ada" / "conversation.json"
+    saved = json.loads(path.read_text())
+    assert saved.pop("model") == str(tiny_original)  # what was said last was said to it
+    path.write_text(json.dumps(saved))
+    unknown = chat(olmo3, options=options)
+    assert "caches.json was kept by another model)\n" in unknown.err
+
+
+LONG_ANSWER = "<think>\nHm.\n</think>\n" + "\n".join(f"line {n}" for n in range(30))
+LAST_TURNS = {
+    "short": ([("user", "Hi"), ("assistant", "Ho\nHa")], ["> Hi", "Ho", "Ha"]),
+    "the last of two": ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], ["> c", "d"]),
+    "a long answer's end": (
+        [("user", "Hi"), ("assistant", LONG_ANSWER)],
+        ["> Hi", "... line 25", "line 26", "line 27", "line 28", "line 29"],
+    ),
+    "a long line's end": ([("user", "Hi"), ("assistant", "a" * 999)], ["> Hi", f"... {'a' * 600}"]),
+    "a long question's beginning": (
+        [("user", "\n".join("abcdefgh")), ("assistant", "x")], ["> a", "b", "c", "d", "e ...", "x"],
+    ),
+    "no thinking": ([("user", "Hi"), ("assistant", "<think>\nHm.\n</think>\n\nHo")], ["> Hi", "Ho"]),
+    "an answer of nothing": ([("user", "Hi"), ("assistant", "")], ["> Hi"]),
+    "no question": ([("system", "Be terse.")], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "lines"), LAST_TURNS.values(), ids=LAST_TURNS)
+def test_the_last_turn_is_shown_in_a_few_lines(messages: list[tuple[str, str]], lines: list[str]) -> None:
+    assert last_turn([{"role": role, "content": content} for role, content in messages]) == lines
 
 
 @asks_a_parrot

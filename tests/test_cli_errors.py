@@ -217,6 +217,17 @@ def test_an_absurd_option_gets_one_line_and_exit_code_2_before_any_work(
     assert ("a stop string must not be empty" if name == "stop" else f"--{name} must be ") in done.err
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+@pytest.mark.parametrize(("flag", "value"), [("--kv-start", 100), ("--kv-group-size", 64)])
+def test_what_only_quantized_caches_have_is_not_dropped_without_them(
+    olmo3: Run, verb: str, flag: str, value: int
+) -> None:
+    done = olmo3(verb, flag, value, "--model", "no/such/folder", stdin="hello\n")
+    assert (done.code, done.out) == (2, "")
+    assert_one_line(done.err, verb)
+    assert f"{flag} {value} is for quantized caches: give --kv-bits too" in done.err
+
+
 def test_what_the_hub_does_not_give_gets_one_line(
     olmo3: Run, hub: FakeHub, stop_hub: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

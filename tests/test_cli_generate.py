@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ def test_the_prompt_may_come_from_standard_input(olmo3: Run, arguments: list[str
 
 
 @asks_a_parrot
-def test_a_given_prompt_leaves_standard_input_alone(olmo3: Run) -> None:
+def test_a_given_prompt_leaves_alone_what_is_neither_a_pipe_nor_a_file(olmo3: Run) -> None:
     done = olmo3("generate", SUM, "--temperature", 0, stdin=b"\xff\xfe")
     assert (done.code, done.out) == (0, f"{ANSWER}\n")
     assert "prompt: 57 tokens" in done.err
@@ -203,7 +204,7 @@ def test_what_does_not_fit_the_machine_is_refused_before_loading_with_what_would
 
 def test_an_interrupted_answer_keeps_what_was_said(olmo3: Run) -> None:
     arguments = ("generate", "Once upon a time", "--raw", "--temperature", 0, "--max-tokens")
-    process = start(*arguments, 3000)
+    process = start(*arguments, 3000, stdin=subprocess.DEVNULL)
     assert process.stdout is not None
     seen = read_until(process.stdout.fileno(), rb"..........")
     process.send_signal(signal.SIGINT)

@@ -103,6 +103,16 @@ def test_the_columns_of_the_memory_table_stand_apart(olmo3: Run) -> None:
     assert max(len(line) for line in out.partition("memory in")[2].splitlines()) <= 100
 
 
+def test_a_star_in_the_memory_table_is_explained_where_there_is_one(
+    olmo3: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legend = "* more than the 16.00 GiB that this machine has for it"
+    monkeypatch.setenv("OLMO3_MEMORY", "16G")
+    large = olmo3("inspect", "--model", "32b").out.splitlines()
+    assert large[large.index(legend) - 1].startswith("65,536 tokens, 4-bit caches")
+    assert not any("*" in line for line in olmo3("inspect", "--model", "demo").out.splitlines())
+
+
 def test_inspect_says_whether_a_context_fits(olmo3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLMO3_MEMORY", "12G")
     done = olmo3("inspect", "--model", "7b", "--context", 16384, "--kv-bits", 8)

@@ -29,7 +29,8 @@ def test_an_answer_survives_a_screen_that_only_knows_ascii() -> None:
 
 
 def test_a_reader_that_leaves_early_ends_the_answer_quietly() -> None:
-    process = start("generate", "Once upon a time", "--raw", "--temperature", 0, "--max-tokens", 2000)
+    arguments = ("generate", "Once upon a time", "--raw", "--temperature", 0, "--max-tokens", 2000)
+    process = start(*arguments, stdin=subprocess.DEVNULL)
     assert process.stdout is not None
     assert process.stderr is not None
     assert len(os.read(process.stdout.fileno(), 1)) == 1

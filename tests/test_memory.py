@@ -383,6 +383,16 @@ def test_without_the_variable_the_machine_is_asked(monkeypatch: pytest.MonkeyPat
     assert machine_bytes() > 2**28
 
 
+def test_a_containers_limit_is_the_machines_memory_unless_the_machine_has_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OLMO3_MEMORY", raising=False)
+    monkeypatch.setattr("olmo3_mlx.memory.machine.mx.default_device", lambda: mx.Device(mx.cpu))
+    for limit, least, most in ((2**26, 2**26, 2**26), (2**62, 2**28, 2**50), (None, 2**28, 2**50)):
+        monkeypatch.setattr("olmo3_mlx.memory.machine.container_bytes", lambda limit=limit: limit)
+        assert least <= machine_bytes() <= most
+
+
 class FakeMetal:
     """A Mac as far as `wired` sees it."""
 

@@ -20,7 +20,10 @@ def test_the_python_of_the_readme_runs() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "README.md", "exec"), {})
-    assert "layers" in printed.getvalue()
+    about_layers, sum_of_both, edited = printed.getvalue().splitlines()  # nothing runs into anything
+    assert "layers" in about_layers
+    assert sum_of_both == "17 + 25 = 42"
+    assert re.fullmatch(r"\d+ tokens ran before the answer to the edited question", edited)
 
 
 @pytest.mark.parametrize("size", ["7b", "32b"])

@@ -45,6 +45,14 @@ def test_a_conversation_goes_on_from_python_as_it_does_in_the_chat(demo: tuple[O
     assert held > 10
 
 
+def test_a_conversation_in_which_nothing_was_said_leaves_nothing_behind(sessions: Path) -> None:
+    with open_conversation("work") as saved:
+        assert saved.folder.is_dir()
+    with pytest.raises(KeyError), open_conversation("work"):
+        raise KeyError
+    assert list(sessions.iterdir()) == []
+
+
 def test_what_could_not_be_saved_is_told_by_the_type(
     demo: tuple[Olmo3, Tokenizer], monkeypatch: pytest.MonkeyPatch, sessions: Path
 ) -> None:

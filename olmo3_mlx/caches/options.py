@@ -1,5 +1,6 @@
 """The form in which a model's caches hold keys and values, and how far they go back: one value for all."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
@@ -8,6 +9,8 @@ import mlx.core as mx
 from olmo3_mlx.caches.quantized import BITS, KVQuantization, check_bits, check_group_size
 from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.option_checks import check_keywords, check_number
+
+_FORM = re.compile(r"\w+(?:, (\d+) bits in groups of (\d+) from (\d+) tokens on)?", re.ASCII)
 
 
 class CacheKeywords(TypedDict, total=False):
@@ -42,13 +45,8 @@ class CacheOptions:
             check_bits(self.bits)
         if self.group_size is not None:
             check_group_size(self.group_size)
-            if self.bits is None:
-                raise OptionError(
-                    Setting("kv_group_size", self.group_size),
-                    " is for quantized caches: give ",
-                    Setting("kv_bits"),
-                    " too",
-                )
+        if self.bits is None:
+            self._refuse_what_quantizing_needs()
 
     @classmethod
     def of(cls, options: "CacheOptions | None" = None, **keywords: Unpack[CacheKeywords]) -> "CacheOptions":
@@ -64,6 +62,14 @@ class CacheOptions:
         given: dict[str, Any] = {name.removeprefix("kv_"): value for name, value in keywords.items()}
         return replace(options, **given)
 
+    def _refuse_what_quantizing_needs(self) -> None:
+        """Raise OptionError for what would be without effect in caches that are not quantized."""
+        for name, value in (("kv_group_size", self.group_size), ("kv_start", self.start or None)):
+            if value is not None:
+                raise OptionError(
+                    Setting(name, value), " is for quantized caches: give ", Setting("kv_bits"), " too"
+                )
+
     def quantization(self, head_dim: int) -> KVQuantization | None:
         """The form of quantized keys and values in heads of this size; None where they are not quantized.
 
@@ -75,7 +81,7 @@ class CacheOptions:
         """The form in which so many tokens are held: unquantized up to `start`."""
         if self.bits is None or tokens > self.start:
             return self
-        return replace(self, bits=None, group_size=None)
+        return replace(self, bits=None, group_size=None, start=0)
 
     def position_bytes(self, heads: int, head_dim: int, itemsize: int = 2) -> int:
         """Bytes of a key and a value in `heads` key-value heads of size `head_dim`, at one position.
@@ -99,3 +105,25 @@ class CacheOptions:
             return name
         bits, group_size = quantization.bits, quantization.group_size
         return f"{name}, {bits} bits in groups of {group_size} from {self.start} tokens on"
+
+    @classmethod
+    def of_form(cls, form: str) -> "CacheOptions | None":
+        """The options that `form` gave this name; None for what is no such name."""
+        found = _FORM.fullmatch(form)
+        if found is None or found[1] is None:
+            return None if found is None else cls()
+        try:
+            return cls(*(int(number) for number in found.groups()))
+        except OptionError:
+            return None
+
+    def told_from(self, other: "CacheOptions") -> tuple[str | Setting, ...]:
+        """How caches of these options are held, in words that tell it from how `other`'s are."""
+        if self.bits is None:
+            return ("without ", Setting("kv_bits"))
+        told: tuple[str | Setting, ...] = ("with ", Setting("kv_bits", self.bits))
+        if self.bits == other.bits and self.group_size != other.group_size:
+            told += (" ", Setting("kv_group_size", self.group_size))
+        if self.bits == other.bits and self.start != other.start:
+            told += (" ", Setting("kv_start", self.start))
+        return told

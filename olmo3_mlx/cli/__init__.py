@@ -1,22 +1,27 @@
 """The command line: `olmo3 VERB ...`, one file a verb. Results go to stdout, all else to stderr.
 
-Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interrupted, 143 and 129 ended by
+SIGTERM and SIGHUP.
 """
 
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from olmo3_mlx import __version__
-from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
+from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions, sessions
+from olmo3_mlx.cli.interrupt import Terminated
+from olmo3_mlx.cli.nearest import model_meant
+from olmo3_mlx.cli.parser import Parser
 from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
 from olmo3_mlx.memory.machine import memory_ran_out
 
-_VERBS = (generate, chat, convert, compare, inspect, revisions)
+_VERBS = (generate, chat, convert, compare, inspect, revisions, sessions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,11 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Olmo3Error as error:
-        print(f"olmo3 {args.verb}: error: {worded(error)}", file=sys.stderr)
+        print(f"olmo3 {args.verb}: error: {worded(error)}{model_meant(error, args)}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
-    except KeyboardInterrupt as stop:
-        print(f"olmo3 {args.verb}: {': '.join(('interrupted', *stop.args))}", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        return _stopped(args.verb, stop)
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
         _discard_output()
         return 0
@@ -56,13 +60,27 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
+def _stopped(verb: str, stop: KeyboardInterrupt | Terminated) -> int:
+    """Say by what, if there is a terminal left to say it on; the exit code that shells know."""
+    if isinstance(stop, Terminated):
+        signum, said = stop.signal, f"ended by {stop.signal.name}"
+    else:
+        signum, said = signal.SIGINT, ": ".join(("interrupted", *stop.args))
+    try:
+        print(f"olmo3 {verb}: {said}", file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+    return 128 + signum
+
+
 def _discard_output() -> None:
     """Let what standard output still holds go nowhere, so that the exit does not fail on it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="olmo3",
         description="Chat with Ai2's Olmo 3 models, convert their checkpoints and look inside them.",
         epilog="`olmo3 VERB --help` explains a verb. The model is the embedded demo unless --model or "

@@ -10,8 +10,9 @@ from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answer_options, cache_options
+from olmo3_mlx.cli.standard_input import added_text, read_text
 from olmo3_mlx.conversation.completion import Completion, join, stream
-from olmo3_mlx.errors import OptionError, PromptError
+from olmo3_mlx.errors import OptionError
 from olmo3_mlx.sessions.session import Session
 
 
@@ -21,13 +22,14 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "generate",
         help="answer one prompt",
         description="Answer one prompt: the answer goes to stdout as it comes, statistics to stderr. "
-        "Ctrl-C ends the answer and keeps what was said.",
+        "Ctrl-C ends the answer and keeps what was said; so do SIGTERM and SIGHUP, which end the program.",
     )
     parser.add_argument(
         "prompt",
         nargs="?",
         metavar="PROMPT",
-        help="the prompt; - or nothing reads standard input, less the newline at its end",
+        help="the prompt, to which text is added after a blank line if standard input is a pipe or a file "
+        "(`< /dev/null` leaves it out); - or nothing reads standard input alone, less the newline at its end",
     )
     add_model(parser)
     add_answering(parser)
@@ -45,12 +47,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; returns the exit code."""
-    options = answer_options(args)
+    options, caches = answer_options(args), CacheOptions.of(cache_options(args), rewind=1)
     if args.raw and args.system is not None:
         raise OptionError("--system needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
     checkpoint = Checkpoint.open(args.model, args.revision)
-    plan = checkpoint.plan(CacheOptions.of(cache_options(args), rewind=1), context=args.context)
+    plan = checkpoint.plan(caches, context=args.context)
     tokenizer, model = checkpoint.tokenizer, checkpoint.load()
     session = Session(model, plan.options, context=plan.context, snapshot_bytes=0)
     with interruptible() as interrupted:
@@ -64,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
             progress=PrefillProgress(interrupted),
             **options,
         )
-        said = list(_shown(pieces, interrupted, quiet=args.json))
-    completion = ended(said)
-    if args.json:
-        print(json.dumps({**asdict(completion), "model": args.model}, ensure_ascii=False))
-    else:
-        print()
-        print(statistics(completion), file=sys.stderr)
+        completion = ended(list(_shown(pieces, interrupted, quiet=args.json)))
+        if args.json:
+            print(json.dumps({**asdict(completion), "model": args.model}, ensure_ascii=False))
+        else:
+            print(flush=True)
+            print(statistics(completion), file=sys.stderr)
     return 0
 
 
@@ -102,11 +103,8 @@ def _shown(
 
 def _prompt(given: str | None) -> str:
     if given is not None and given != "-":
-        return given
+        added = added_text()
+        return "\n\n".join(part for part in (given, added) if part) if added.strip() else given
     if given is None and sys.stdin.isatty():
         raise OptionError("expected a PROMPT, as an argument or on standard input")
-    try:
-        piped = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"standard input is not UTF-8 text: {error}") from None
-    return piped.removesuffix("\n").removesuffix("\r")  # the one that echo and editors put there
+    return read_text()

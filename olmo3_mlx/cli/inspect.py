@@ -10,7 +10,7 @@ from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.checkpoints.files import INDEX, has_weights
 from olmo3_mlx.cli.drawing import count, drawing
 from olmo3_mlx.cli.memory_table import MemoryTable
-from olmo3_mlx.cli.options import add_memory, add_model
+from olmo3_mlx.cli.options import add_memory, add_model, cache_options
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.errors import OptionError
 from olmo3_mlx.fields import read_json
@@ -30,7 +30,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--context or --kv-bits also whether just that fits. Weights are not read, only how many bytes they "
         "have.",
     )
-    add_model(parser, more=", or 7b or 32b for the published sizes")
+    add_model(parser, more=", or 7b or 32b for the published sizes", positional=True)
     add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what the config says; returns the exit code."""
     config, stored = _config(args.model, args.revision)
     table = MemoryTable.of(MemoryFit(config), stored, args.kv_group_size, args.kv_start)
-    options = CacheOptions(args.kv_bits, args.kv_group_size if args.kv_bits else None, args.kv_start)
+    quantized = args.kv_bits is not None  # without it the table alone shows what --kv-group-size does
+    options = cache_options(args) if quantized else CacheOptions()
     asked = args.context is not None or args.kv_bits is not None
     if args.json:
         plans = {"plans": table.asked(args.context, options)} if asked else {}

@@ -1,4 +1,4 @@
-"""Ctrl-C that stops an answer and not the program."""
+"""Ctrl-C that stops an answer and not the program; and being told to end, which keeps what was said."""
 
 import signal
 import sys
@@ -10,25 +10,42 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # `kill` and a shutdown; a terminal that was closed
+
+
+class Terminated(BaseException):
+    """A signal told the process to end, and what was to be kept is kept."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(signum)
+
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Within it the first Ctrl-C only makes the yielded function return True; a second one raises
     KeyboardInterrupt. A flag, not an exception: that could strike halfway through a step.
+
+    SIGTERM and SIGHUP make it return True as well, however often they come, and raise Terminated when the end
+    of it is reached. Signals that whoever started us had ignored, as `nohup` does, stay so.
     """
-    pressed = False
+    received: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+        if signum == signal.SIGINT and signum in received:
             raise KeyboardInterrupt
-        pressed = True
+        received.append(signum)
 
-    before = signal.signal(signal.SIGINT, handle)
+    heard = [s for s in (signal.SIGINT, *_ENDING) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+    before = {each: signal.signal(each, handle) for each in heard}
     try:
-        yield lambda: pressed
+        yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        ending = [each for each in received if each in _ENDING]
+        if ending:
+            raise Terminated(ending[0])
 
 
 class PrefillProgress:

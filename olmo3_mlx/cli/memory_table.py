@@ -34,7 +34,7 @@ class MemoryTable:
             weights = {"stored": stored, **weights}
         caches = {}
         for label, bits in PRECISIONS.items():
-            options = CacheOptions(bits, None if bits is None else group_size, start)
+            options = CacheOptions() if bits is None else CacheOptions(bits, group_size, start)
             if group_size is not None or fit.can_have(options):  # a group size that was asked for is refused
                 caches[label] = options
         return cls(fit, weights, caches)
@@ -63,7 +63,7 @@ class MemoryTable:
         }
 
     def text(self) -> str:
-        """The table; a star marks what does not fit."""
+        """The table; a star marks what does not fit, which the last line says if there is one."""
         largest = self.fit.at(max(self.weights.values()), self.contexts[-1]).total
         size, unit = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
 
@@ -76,13 +76,15 @@ class MemoryTable:
             totals = [cell(alone.total + weights) for weights in self.weights.values()]
             return _row(f"{context:,} tokens, {label} caches", parts, totals)
 
-        return "\n".join(
+        table = "\n".join(
             (
                 _row(f"memory in {unit}", ["caches", "working"], [f"{w} weights " for w in self.weights]),
                 _row("weights alone", ["", ""], [cell(w) for w in self.weights.values()]),
                 *(row(n, label, o) for n in self.contexts for label, o in self.caches.items()),
             )
         )
+        legend = f"\n* more than the {in_gib(self.fit.machine)} that this machine has for it"
+        return table + legend if "*" in table else table
 
     def verdict(self) -> str:
         """The largest contexts that fit."""

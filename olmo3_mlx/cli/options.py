@@ -8,10 +8,21 @@ from olmo3_mlx.config import GenerationConfig
 from olmo3_mlx.conversation.options import GenerationOptions, Options
 
 
-def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """--model and --revision."""
+def add_model(parser: argparse.ArgumentParser, more: str = "", *, positional: bool = False) -> None:
+    """--model and --revision; if `positional`, the model may be given without --model too."""
+    if positional:
+        parser.add_argument(
+            "model",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            action=_Model,
+            metavar="MODEL",
+            help="the model; the same as --model MODEL",
+        )
     parser.add_argument(
+        "-m",
         "--model",
+        action=_Model,
         default=os.environ.get("OLMO3_MODEL") or "demo",
         metavar="MODEL",
         help=f"demo, a checkpoint's folder, or a hub id such as allenai/Olmo-3-7B-Instruct{more} "
@@ -20,6 +31,22 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "--revision", metavar="R", help="a hub id's branch, tag or commit, such as stage1-step10000"
     )
+
+
+class _Model(argparse.Action):
+    """Takes the model's name, and refuses it if it is given both ways."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        by_flag = option_string is not None
+        if getattr(namespace, "model_by_flag", by_flag) is not by_flag:
+            parser.error("the model is given twice, by itself and with --model: leave one out")
+        namespace.model, namespace.model_by_flag = values, by_flag
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

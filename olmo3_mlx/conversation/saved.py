@@ -6,16 +6,15 @@ NAME/lock                held by the process that has it open
 """
 
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.conversation.messages import are_messages
+from olmo3_mlx.conversation.place import BUSY, check_name, former_folder, is_still, ready_folder
 from olmo3_mlx.durable import lock, replace_file
 from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError
 from olmo3_mlx.model import Olmo3
@@ -24,11 +23,12 @@ from olmo3_mlx.sessions.session import Session
 from olmo3_mlx.text.client_messages import Message
 
 _FORMAT = 1
-_NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
 class SavedConversation:
     """A conversation on disk. `messages` is what was said, `role` and `content` each, when it was opened.
+    `model` is what the model that it was held with was called, if somebody said so; whoever goes on with
+    another may set it, so that `save` keeps it.
 
     with open_conversation("work") as saved:
         session = Session(model, options, files=saved.files(model, options))
@@ -40,6 +40,7 @@ class SavedConversation:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.model: str | None = None
         self.messages: list[dict[str, Any]] = self._read()
 
     def files(self, model: Olmo3, options: CacheOptions) -> SessionFiles:
@@ -54,7 +55,7 @@ class SavedConversation:
         what was said, and CachesNotSavedError if it takes that and not the caches; what was saved
         before stays whole.
         """
-        data = _serialized(messages)
+        data = _serialized(messages, self.model)
         try:
             replace_file(self._path, lambda new: new.write_bytes(data))
         except OSError as error:
@@ -69,11 +70,11 @@ class SavedConversation:
         return self.folder / "conversation.json"
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
         advice = "move it away to start anew, or choose another name"
         try:
             data = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
         except (OSError, ValueError, RecursionError) as error:
             raise SessionError(f"{self._path} cannot be read: {error}; {advice}") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
@@ -81,13 +82,16 @@ class SavedConversation:
         messages = data.get("messages")
         if not are_messages(messages):
             raise SessionError(f"{self._path}: expected messages, a role and content each; {advice}")
+        model = data.get("model")
+        self.model = model if isinstance(model, str) else None
         return messages
 
 
-def _serialized(messages: Sequence[Message]) -> bytes:
+def _serialized(messages: Sequence[Message], model: str | None) -> bytes:
     """The file's content. Raises OptionError for messages that could not be read back from it."""
     try:
-        data = {"format": _FORMAT, "messages": [dict(message) for message in messages]}
+        held_with = {} if model is None else {"model": model}
+        data = {"format": _FORMAT, **held_with, "messages": [dict(message) for message in messages]}
         serialized = json.dumps(data, ensure_ascii=False, indent=1).encode()
         readable = are_messages(json.loads(serialized)["messages"])
     except (TypeError, ValueError, RecursionError):
@@ -102,34 +106,37 @@ def _serialized(messages: Sequence[Message]) -> bytes:
 
 @contextmanager
 def open_conversation(name: str) -> Iterator[SavedConversation]:
-    """The conversation of that name, which is new if there is none, for this process alone.
+    """The conversation of that name, which is new if there is none, for this process alone. One in which
+    nothing was saved leaves nothing behind.
 
     Raises OptionError for what is no name, SessionError if another process has it open, or it cannot be
     read or made.
     """
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"a session's name must be at most 100 letters, digits, '_', '-' and '.', and begin with one of "
-            f"the first three, not {name!r}"
-        )
-    folder = sessions_folder() / name
+    check_name(name)
+    sessions, left = ready_folder()
+    folder = sessions / name
+    busy = f"another process has the session {name} open: close it, or choose another name"
+    if name in left:
+        moved = f"the session {name} cannot be moved from {former_folder()} to {sessions}: {left[name]}"
+        raise SessionError(busy if left[name] == BUSY else moved)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / "lock").open("w")
     except OSError as error:
         raise SessionError(f"cannot make {folder}: {error.strerror}") from None
     with lock_file:
-        if not lock(lock_file):
-            raise SessionError(
-                f"another process has the session {name} open: close it, or choose another name"
-            )
-        yield SavedConversation(folder)
+        # It may have been removed, or moved, between the two.
+        if not lock(lock_file) or not is_still(lock_file, folder / "lock"):
+            raise SessionError(busy)
+        try:
+            yield SavedConversation(folder)
+        finally:
+            _leave(folder)
 
 
-def sessions_folder() -> Path:
-    """Where they lie: the folder OLMO3_SESSIONS, or olmo3-mlx/sessions in the user's data folder."""
-    given = os.environ.get("OLMO3_SESSIONS")
-    if given:
-        return Path(given)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "olmo3-mlx" / "sessions"
+def _leave(folder: Path) -> None:
+    """Remove the folder of a conversation in which nothing was said. Its lock must be held."""
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} == {"lock"}:
+            (folder / "lock").unlink()
+            folder.rmdir()

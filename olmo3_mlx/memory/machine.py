@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from olmo3_mlx.errors import OptionError
+from olmo3_mlx.memory.container import container_bytes
 
 _RAN_OUT = re.compile(r"alloc|out ?of ?memory|insufficient memory", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -15,7 +16,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def machine_bytes() -> int:
     """What this machine has for a model: on a Mac the working set that MLX recommends, on a CUDA
-    machine the GPU's memory, elsewhere all of RAM; or what the variable OLMO3_MEMORY says.
+    machine the GPU's memory, elsewhere all of RAM, or what a
+    container's limit leaves of it; or what the variable OLMO3_MEMORY says.
 
     OLMO3_MEMORY is a number of bytes, or one with K, M, G or T behind it (powers of 1024), such as
     12G or 1.5G. Raises OptionError for anything else.
@@ -27,7 +29,8 @@ def machine_bytes() -> int:
     for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if key in info:
             return int(info[key])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory, container_bytes() or memory)
 
 
 def _parsed(text: str) -> int:

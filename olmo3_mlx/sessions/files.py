@@ -19,9 +19,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.config import FULL, SLIDING
 from olmo3_mlx.durable import remove_unfinished, replace_file
-from olmo3_mlx.errors import SessionError
+from olmo3_mlx.errors import OtherCachesError, SessionError, Setting
 from olmo3_mlx.sessions.spans import Payload, Span
 
 FORMAT = "1"  # it calls a span block, a layer type kind, a fingerprint identity, `sliding_from` captured
@@ -164,11 +165,23 @@ class SessionFiles:
         self._others.clear()
 
     def _check(self, name: str, meta: dict[str, str]) -> None:
-        for key, what in (("format", "format version"), ("identity", "model"), ("form", "form of cache")):
-            if meta.get(key) != self._meta[key]:
-                raise SessionError(
-                    f"{name} is of another {what}: expected {self._meta[key]}, found {meta.get(key)}"
-                )
+        """Raise OtherCachesError unless a file's `meta` says that it is of this model and form."""
+        others = [key for key in self._meta if meta.get(key) != self._meta[key]]
+        if "format" in others:
+            raise OtherCachesError(
+                ["format"],
+                f"{name} is of another format version: expected {FORMAT}, found {meta.get('format')}",
+            )
+        if others:
+            differing = {"identity": "model", "form": "form"}
+            parts: list[str | Setting] = [f"{name} was kept "]
+            if "form" in others:
+                parts += [
+                    *_held(str(meta.get("form")), self._meta["form"]),
+                    ", and " if len(others) > 1 else "",
+                ]
+            parts += ["by another model"] if "identity" in others else []
+            raise OtherCachesError([differing[key] for key in others], *parts)
 
     def _make_room(self) -> None:
         sizes = {key: path.stat().st_size for key, path in self._files.items() if path.exists()}
@@ -183,6 +196,14 @@ class SessionFiles:
     def _remove(self, key: tuple[str, str]) -> None:
         with suppress(OSError):
             self._files.pop(key).unlink(missing_ok=True)
+
+
+def _held(found: str, wanted: str) -> tuple[str | Setting, ...]:
+    """In which form caches were kept, and in which they are wanted."""
+    was, now = CacheOptions.of_form(found), CacheOptions.of_form(wanted)
+    if was is None or now is None or was == now:
+        return (f"in another form of cache, {found!r} and not {wanted!r}",)
+    return (*was.told_from(now), ", not ", *now.told_from(was))
 
 
 def _kind(layer_type: str) -> str:

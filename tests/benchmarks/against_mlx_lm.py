@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 
 def wall(command: list[str]) -> float:
     begin = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
     return time.perf_counter() - begin
 
 

@@ -32,7 +32,12 @@ def generating(checkout: Checkout, model: Path) -> Callable[[], float]:
 def timed(command: list[str], checkout: Checkout) -> float:
     begin = time.perf_counter()
     subprocess.run(
-        command, check=True, capture_output=True, env=environment(checkout), cwd=tempfile.gettempdir()
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(checkout),
+        cwd=tempfile.gettempdir(),
     )
     return time.perf_counter() - begin
 

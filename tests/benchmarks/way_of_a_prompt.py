@@ -222,7 +222,8 @@ def measured(checkout: Path) -> dict[str, Any]:
         ]
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
         environment.pop("OLMO3_MODEL", None)
-        subprocess.run(command, check=True, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+        no_text, no_screen = subprocess.DEVNULL, subprocess.DEVNULL
+        subprocess.run(command, check=True, cwd=folder, env=environment, stdin=no_text, stderr=no_screen)
         traced = json.loads(file.read_text())
     return {
         "command": " ".join(["olmo3", *COMMAND]),
