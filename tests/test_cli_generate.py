@@ -46,6 +46,19 @@ def test_an_answer_goes_to_stdout_and_statistics_to_stderr(olmo3: Run) -> None:
     assert_statistics(line, prompt=57, generated=11, reason="stop")
 
 
+def test_an_answer_may_be_begun(olmo3: Run) -> None:
+    options = (SUM, "--temperature", 0, "--prefill", "17 + 25 =")
+    done = olmo3("generate", *options)
+    assert (done.code, done.out) == (0, "17 + 25 = 42\n")
+    answer = facts(olmo3("generate", *options, "--json"))
+    assert answer["text"] == "17 + 25 = 42"
+    assert answer["generation_tokens"] == 4  # of what was added
+    refused = olmo3("generate", SUM, "--raw", "--prefill", "17")
+    assert refused.code == 2
+    assert "--prefill needs the chat template, which --raw skips" in refused.err
+    assert "the prompt is empty" in olmo3("generate", " ", "--prefill", "17").err
+
+
 def test_the_installed_command_answers() -> None:
     done = finish(start("generate", SUM, "--temperature", "0"))
     assert (done.code, done.out) == (0, "17 + 25 = 42\n")

@@ -12,8 +12,9 @@ from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
 from olmo3_mlx.cli.options import add_answering, add_memory, add_model, answer_options, cache_options
 from olmo3_mlx.cli.standard_input import added_text, read_text
 from olmo3_mlx.conversation.completion import Completion, join, stream
-from olmo3_mlx.errors import OptionError
+from olmo3_mlx.errors import OptionError, PromptError
 from olmo3_mlx.sessions.session import Session
+from olmo3_mlx.text.client_messages import Message
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +39,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
     )
     parser.add_argument(
+        "--prefill", metavar="TEXT", help="begin the answer with this, which is printed as part of it"
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object instead, at the end (finish_reason: stop, length, memory or interrupted)",
@@ -48,8 +52,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(args: argparse.Namespace) -> int:
     """Answer; returns the exit code."""
     options, caches = answer_options(args), CacheOptions.of(cache_options(args), rewind=1)
-    if args.raw and args.system is not None:
-        raise OptionError("--system needs the chat template, which --raw skips")
+    for flag, value in (("--system", args.system), ("--prefill", args.prefill)):
+        if args.raw and value is not None:
+            raise OptionError(f"{flag} needs the chat template, which --raw skips")
     prompt = _prompt(args.prompt)
     checkpoint = Checkpoint.open(args.model, args.revision)
     plan = checkpoint.plan(caches, context=args.context)
@@ -59,14 +64,18 @@ def run(args: argparse.Namespace) -> int:
         pieces = stream(
             model,
             tokenizer,
-            prompt,
+            prompt if args.prefill is None else _begun(prompt, args.prefill),
             system=args.system,
             raw=args.raw,
+            continue_final_message=args.prefill is not None,
             session=session,
             progress=PrefillProgress(interrupted),
             **options,
         )
+        if not args.json:
+            print(args.prefill or "", end="", flush=True)
         completion = ended(list(_shown(pieces, interrupted, quiet=args.json)))
+        completion = replace(completion, text=(args.prefill or "") + completion.text)
         if args.json:
             print(json.dumps({**asdict(completion), "model": args.model}, ensure_ascii=False))
         else:
@@ -99,6 +108,13 @@ def _shown(
         yield piece
         if interrupted():
             return
+
+
+def _begun(prompt: str, answer: str) -> list[Message]:
+    """A conversation whose answer is begun."""
+    if not prompt.strip():
+        raise PromptError("the prompt is empty: expected a text")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def _prompt(given: str | None) -> str:
