@@ -31,6 +31,7 @@ SAMPLING = [
         ("convert", ["SOURCE", "DEST", "--bits", "--group-size", "--dtype", "--revision"]),
         ("inspect", ["--model", "--revision", "--json", "7b", "32b", "--context", "--kv-bits"]),
         ("revisions", ["HUB_ID", "--json"]),
+        ("doctor", ["--model", "--revision", "--json"]),
     ],
 )
 def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> None:
@@ -44,7 +45,7 @@ def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> Non
 def test_help_names_every_verb(olmo3: Run) -> None:
     done = olmo3("--help")
     assert done.code == 0
-    for verb in ("generate", "chat", "convert", "inspect", "revisions"):
+    for verb in ("generate", "chat", "convert", "inspect", "revisions", "doctor"):
         assert re.search(rf"^    {verb}  +\w", done.out, re.MULTILINE)
 
 

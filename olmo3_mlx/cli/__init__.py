@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from olmo3_mlx import __version__
-from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
+from olmo3_mlx.cli import chat, compare, convert, doctor, generate, inspect, revisions
 from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
 from olmo3_mlx.memory.machine import memory_ran_out
 
-_VERBS = (generate, chat, convert, compare, inspect, revisions)
+_VERBS = (generate, chat, convert, compare, inspect, revisions, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
