@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from olmo3_mlx.doctor import Finding
 
-_WIDTH = 28  # of the names' column
+_WIDTH = 27  # of the names' column
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -67,4 +67,4 @@ def _line(finding: "Finding") -> str:
     """One line, and one more with what to do."""
     status = finding.status.upper() if finding.advice else finding.status
     advice = f"\n{'':8}what to do: {finding.advice}" if finding.advice else ""
-    return f"{status:<8}{finding.name:<{_WIDTH}}{finding.detail}{advice}"
+    return f"{status:<8}{finding.name:<{_WIDTH}} {finding.detail}{advice}"

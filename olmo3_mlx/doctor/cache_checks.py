@@ -15,7 +15,7 @@ from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.doctor.finding import PASSED, SKIPPED, Check, Outcome, judged
 from olmo3_mlx.doctor.golden import relative_errors, worst
 from olmo3_mlx.doctor.subject import Subject
-from olmo3_mlx.doctor.tolerances import LOGITS, QUANTIZED_CACHES
+from olmo3_mlx.doctor.tolerances import AGREEMENT, QUANTIZED_CACHES
 from olmo3_mlx.memory.plan import in_gib
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.session import Session
@@ -114,6 +114,6 @@ class CacheChecks:
         return mx.concatenate(pieces)
 
     def _compared(self, what: str, found: mx.array, fresh: mx.array) -> Outcome:
-        tolerance = LOGITS.of(self._subject.model.dtype)
+        tolerance = AGREEMENT.of(self._subject.model.dtype)
         error = worst(relative_errors(found, fresh))
         return judged(error <= tolerance, f"{what}: logits off by {error:.1e} of at most {tolerance:.1e}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.checkpoints.names import is_hub_id
 from olmo3_mlx.doctor.cache_checks import CacheChecks
-from olmo3_mlx.doctor.checkpoint_checks import checkpoint_checks, loading_check, plan_check
+from olmo3_mlx.doctor.checkpoint_checks import checkpoint_checks, loading_check, plan_check, roomy_dtype
 from olmo3_mlx.doctor.conversion_check import ADVICE, Conversion, conversion
 from olmo3_mlx.doctor.demo_checks import demo_checks, half_precision_checks
 from olmo3_mlx.doctor.facts import Facts
@@ -50,17 +50,17 @@ def _examined(other: Checkpoint | None, name: str, convert: Conversion | None) -
     # In float32, whatever the device: in bfloat16 rounding is as large as some faults.
     demo = Subject(Checkpoint.open("demo"), golden.ids, "float32")
     caches = CacheChecks(demo, "demo", **_REWOUND, judge_bits=True)
-    times = Check("demo: pass times", partial(pass_times, demo), "report it with all of this")
     load = Check("demo: loading", demo.load, "install olmo3-mlx anew")
-    checks = [*demo_checks(demo, golden), *caches, times]
+    checks = [*demo_checks(demo, golden), *caches]
     if on_gpu():
-        checks += half_precision_checks(Subject(demo.checkpoint, golden.ids), golden)
+        checks += half_precision_checks(demo, golden)
+    checks += [Check("demo: pass times", lambda: pass_times(demo.as_stored), "report it with all of this")]
     yield from _in_turn([load], checks)
     if convert is not None:
         yield Check("conversion", partial(conversion, convert), ADVICE).finding()
     if other is not None:
-        del demo, caches, times, load, checks  # their memory
-        subject = Subject(other)
+        del demo, caches, load, checks  # their memory
+        subject = Subject(other, dtype=roomy_dtype)
         needed = [plan_check(other, name), loading_check(subject, name)]
         yield from _in_turn(needed, checkpoint_checks(subject, name))
 

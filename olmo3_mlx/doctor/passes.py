@@ -30,4 +30,7 @@ def pass_times(subject: Subject) -> Outcome:
             best[count] = min(best[count], time.perf_counter() - begun)
             rewind(caches, count)
     ratios = ", ".join(f"{count}: {best[count] / best[1]:.2f}" for count in TOKENS[1:])
-    return Outcome(PASSED, f"T(1) {1000 * best[1]:.1f} ms; T(M)/T(1) of {ratios} (nothing is judged)")
+    dtype = str(model.dtype).rpartition(".")[2]
+    return Outcome(
+        PASSED, f"T(1) {1000 * best[1]:.1f} ms in {dtype}; T(M)/T(1) of {ratios} (nothing is judged)"
+    )

@@ -1,7 +1,7 @@
 """A model that is looked at: loaded once, when a check first asks for it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import mlx.core as mx
@@ -20,9 +20,14 @@ class Subject:
     """A checkpoint, the model in it, and ids for it to read."""
 
     def __init__(
-        self, checkpoint: Checkpoint, ids: Sequence[int] | None = None, dtype: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        ids: Sequence[int] | None = None,
+        dtype: str | Callable[[Checkpoint], str | None] | None = None,
     ) -> None:
-        """`ids` are left out for those of a text, `dtype` for what the model computes in by default."""
+        """`ids` are left out for those of a text, `dtype`, which may be found out when the model is loaded,
+        for what it computes in by default.
+        """
         self.checkpoint = checkpoint
         self._given, self._dtype = ids, dtype
         self.seconds = 0.0  # of a pass over one token
@@ -30,7 +35,14 @@ class Subject:
     @cached_property
     def model(self) -> Olmo3:
         """The model. Raises what Checkpoint.load raises."""
-        return self.checkpoint.load(self._dtype)
+        dtype = self._dtype(self.checkpoint) if callable(self._dtype) else self._dtype
+        return self.checkpoint.load(dtype)
+
+    @cached_property
+    def as_stored(self) -> "Subject":
+        """The same in the type that it computes in by default; itself where that is its own."""
+        same = self.checkpoint.itemsize() == self.model.dtype.size
+        return self if same else Subject(self.checkpoint, self.ids)
 
     @cached_property
     def ids(self) -> Sequence[int]:

@@ -52,6 +52,10 @@ ROPE = Tolerance(cpu=4e-3, gpu=2e-2, bfloat16=2**-4)
 # rounded as TF32 does; 0.16 in bfloat16 (and up to 0.05 in three other checkpoints), 0.03 in float16.
 LOGITS = Tolerance(cpu=1e-4, gpu=0.01, bfloat16=0.5)
 
+# The same, of a model beside itself, in other passes or from other caches. Measured 0 on the CPU, in bfloat16
+# 0.06, where kernels on a GPU may each be as far off as above: faults of one position are not seen in it.
+AGREEMENT = Tolerance(cpu=1e-4, gpu=0.01, bfloat16=0.25)
+
 # The same, mean over positions, of caches in 8 and 4 bits beside caches that are not quantized, demo.
 # Measured 0.008 and 0.10 there, up to 0.010 and 0.09 in three other checkpoints.
 QUANTIZED_CACHES = {8: 0.05, 4: 0.3}
