@@ -512,10 +512,16 @@ def test_findings_come_one_by_one() -> None:
 # Other checkpoints
 
 
+def of(checkpoint: Path, monkeypatch: Patch) -> dict[str, Finding]:
+    """What is found of a checkpoint alone."""
+    for others in ("_of_demo", "kernel_checks"):
+        monkeypatch.setattr(f"olmo3_mlx.doctor.examination.{others}", lambda: [])
+    return {finding.name: finding for finding in examine(checkpoint)}
+
+
 @pytest.mark.usefixtures("few_tokens")
 def test_any_checkpoint_is_held_against_itself(tiny_checkpoint: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("olmo3_mlx.doctor.examination.demo_checks", lambda *_: [])
-    found = [finding for finding in examine(tiny_checkpoint) if finding.name.startswith("tiny: ")]
+    found = [f for name, f in of(tiny_checkpoint, monkeypatch).items() if name.startswith("tiny: ")]
     assert [finding.name.removeprefix("tiny: ") for finding in found] == [
         "memory plan", "loading", "chat template", "passes", "rewound caches", "8-bit caches", "4-bit caches",
         "saved caches", "as it is stored", "pass times",
@@ -523,14 +529,6 @@ def test_any_checkpoint_is_held_against_itself(tiny_checkpoint: Path, monkeypatc
     assert [finding for finding in found if finding.status == FAILED] == []
     skipped = [finding.name for finding in found if finding.status == SKIPPED]
     assert skipped == ["tiny: 8-bit caches", "tiny: 4-bit caches", "tiny: as it is stored"]
-
-
-def of(checkpoint: Path, monkeypatch: Patch) -> dict[str, Finding]:
-    """What is found of a checkpoint alone."""
-    for kind in ("demo_checks", "kernel_checks"):
-        monkeypatch.setattr(f"olmo3_mlx.doctor.examination.{kind}", lambda *_: [])
-    monkeypatch.setattr("olmo3_mlx.doctor.examination.CacheChecks", lambda *_, **__: [])
-    return {finding.name: finding for finding in examine(checkpoint)}
 
 
 def test_what_does_not_fit_is_not_loaded(tiny_checkpoint: Path, monkeypatch: Patch) -> None:

@@ -46,23 +46,28 @@ def examine(
 def _examined(other: Checkpoint | None, name: str, convert: Conversion | None) -> Iterator[Finding]:
     yield from (check.finding() for check in machine_checks(Facts.here()))
     yield from (check.finding() for check in kernel_checks())
-    golden = Golden.read()
-    # In float32, whatever the device: in bfloat16 rounding is as large as some faults.
-    demo = Subject(Checkpoint.open("demo"), golden.ids, "float32")
-    caches = CacheChecks(demo, "demo", **_REWOUND, judge_bits=True)
-    load = Check("demo: loading", demo.load, "install olmo3-mlx anew")
-    checks = [*demo_checks(demo, golden), *caches]
-    if on_gpu():
-        checks += half_precision_checks(demo, golden)
-    checks += [Check("demo: pass times", lambda: pass_times(demo.as_stored), "report it with all of this")]
-    yield from _in_turn([load], checks)
+    yield from _of_demo()
     if convert is not None:
         yield Check("conversion", partial(conversion, convert), ADVICE).finding()
     if other is not None:
-        del demo, caches, load, checks  # their memory
-        subject = Subject(other, dtype=roomy_dtype)
-        needed = [plan_check(other, name), loading_check(subject, name)]
-        yield from _in_turn(needed, checkpoint_checks(subject, name))
+        yield from _of_checkpoint(other, name)
+
+
+def _of_demo() -> Iterator[Finding]:
+    golden = Golden.read()
+    # In float32, whatever the device: in bfloat16 rounding is as large as some faults.
+    demo = Subject(Checkpoint.open("demo"), golden.ids, "float32")
+    checks = [*demo_checks(demo, golden), *CacheChecks(demo, "demo", **_REWOUND, judge_bits=True)]
+    if on_gpu():
+        checks += half_precision_checks(demo, golden)
+    checks += [Check("demo: pass times", lambda: pass_times(demo.as_stored), "report it with all of this")]
+    return _in_turn([Check("demo: loading", demo.load, "install olmo3-mlx anew")], checks)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, name: str) -> Iterator[Finding]:
+    subject = Subject(checkpoint, dtype=roomy_dtype)
+    needed = [plan_check(checkpoint, name), loading_check(subject, name)]
+    return _in_turn(needed, checkpoint_checks(subject, name))
 
 
 def _in_turn(needed: list[Check], others: Iterable[Check]) -> Iterator[Finding]:
