@@ -26,7 +26,7 @@ from olmo3_mlx.doctor.facts import Facts
 from olmo3_mlx.doctor.finding import FAILED, PASSED, SKIPPED, Check, Outcome
 from olmo3_mlx.doctor.golden import GOLDEN, Golden
 from olmo3_mlx.doctor.known_faults import KNOWN_FAULTS, LEAST_MLX, matching
-from olmo3_mlx.doctor.machine_checks import known_faults, versions
+from olmo3_mlx.doctor.machine_checks import known_faults, machine_checks, versions
 from olmo3_mlx.doctor.passes import TOKENS, pass_times
 from olmo3_mlx.doctor.subject import Subject
 from olmo3_mlx.doctor.tolerances import LOGITS
@@ -419,6 +419,7 @@ def test_mlx_for_macos_26_on_an_m5_before_26_2_is_known_to_be_wrong() -> None:
     outcome = known_faults(MAC)
     assert outcome.status == FAILED
     assert fault.source in outcome.detail
+    assert outcome.advice == fault.advice
     for change in (
         {"os_version": "26.2"},
         {"chip": "Apple M4 Max"},
@@ -483,6 +484,23 @@ def test_a_check_that_raises_is_a_finding_with_the_errors_line() -> None:
     )
 
 
+def test_a_record_that_cannot_be_read_is_a_finding(tmp_path: Path, monkeypatch: Patch) -> None:
+    (tmp_path / "golden.json").write_text("{")
+    monkeypatch.setattr(Golden.read.__func__, "__defaults__", (tmp_path / "golden.json",))  # type: ignore[attr-defined]
+    monkeypatch.setattr("olmo3_mlx.doctor.examination.kernel_checks", lambda: [])
+    *_, last = examine()
+    assert (last.name, last.status) == ("demo: record", FAILED)
+    assert last.detail.startswith("JSONDecodeError: ")
+
+
+def test_a_machine_that_does_not_say_what_it_is_is_a_finding(monkeypatch: Patch) -> None:
+    monkeypatch.setattr("platform.release", lambda: 1 / 0)
+    monkeypatch.setattr("platform.mac_ver", lambda: 1 / 0)
+    first, second, third, *_ = (check.finding() for check in machine_checks())
+    assert (first.detail, first.status) == ("ZeroDivisionError: division by zero", FAILED)
+    assert (second.status, third.status) == (FAILED, PASSED)
+
+
 def test_an_interrupt_ends_the_examination() -> None:
     def stop() -> Outcome:
         raise KeyboardInterrupt
@@ -496,10 +514,11 @@ def test_a_demo_that_does_not_load_leaves_its_checks_out(monkeypatch: Patch) -> 
         raise CheckpointError("model.safetensors: damaged")
 
     monkeypatch.setattr(Checkpoint, "load", broken)
+    monkeypatch.setattr("olmo3_mlx.doctor.examination.kernel_checks", lambda: [])
     findings = {finding.name: finding for finding in examine()}
     assert findings["demo: loading"].detail == "model.safetensors: damaged"
     of_demo = [finding for name, finding in findings.items() if name.startswith("demo: ")]
-    assert {finding.status for finding in of_demo[1:]} == {SKIPPED}
+    assert {finding.status for finding in of_demo[2:]} == {SKIPPED}
     assert len(of_demo) > 10
 
 
@@ -607,6 +626,12 @@ def test_weights_that_lead_to_no_number_are_found(tiny_checkpoint: Path, monkeyp
 def test_a_name_that_is_no_checkpoint_is_refused_before_anything_is_looked_at() -> None:
     with pytest.raises(UnknownNameError):
         examine("no/such/model/here")
+
+
+@pytest.mark.parametrize("model", [None, "demo"])
+def test_a_revision_of_the_demo_is_refused(model: str | None) -> None:
+    with pytest.raises(CheckpointError, match="revision='main' is for hub ids"):
+        examine(model, revision="main")
 
 
 def test_tolerances_of_bfloat16_are_the_widest() -> None:

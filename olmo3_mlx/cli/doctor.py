@@ -65,6 +65,6 @@ def _convert(source: Path, dest: Path) -> None:
 
 def _line(finding: "Finding") -> str:
     """One line, and one more with what to do."""
-    status = finding.status.upper() if finding.advice else finding.status
+    status = "FAILED" if finding.status == "failed" else finding.status
     advice = f"\n{'':8}what to do: {finding.advice}" if finding.advice else ""
     return f"{status:<8}{finding.name:<{_WIDTH}} {finding.detail}{advice}"

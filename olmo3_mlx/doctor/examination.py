@@ -10,8 +10,7 @@ from olmo3_mlx.doctor.cache_checks import CacheChecks
 from olmo3_mlx.doctor.checkpoint_checks import checkpoint_checks, loading_check, plan_check, roomy_dtype
 from olmo3_mlx.doctor.conversion_check import ADVICE, Conversion, conversion
 from olmo3_mlx.doctor.demo_checks import demo_checks, half_precision_checks
-from olmo3_mlx.doctor.facts import Facts
-from olmo3_mlx.doctor.finding import PASSED, Check, Finding
+from olmo3_mlx.doctor.finding import PASSED, Check, Finding, Outcome
 from olmo3_mlx.doctor.golden import Golden
 from olmo3_mlx.doctor.kernels import kernel_checks
 from olmo3_mlx.doctor.machine_checks import machine_checks
@@ -37,14 +36,15 @@ def examine(
     What a check runs into is its finding. Raises CheckpointError, HubError or ConfigError, before anything
     is looked at, if there is no such checkpoint.
     """
-    other = None if model is None or str(model) == "demo" else Checkpoint.open(model, revision)
+    if revision is None and (model is None or model == "demo"):
+        return _examined(None, "demo", convert)
+    other = Checkpoint.open(model or "demo", revision)
     # A folder's path is nobody's business who reads a report.
-    name = other.folder.name if other is not None and not is_hub_id(str(model)) else str(model)
-    return _examined(other, name, convert)
+    return _examined(other, str(model) if is_hub_id(str(model)) else other.folder.name, convert)
 
 
 def _examined(other: Checkpoint | None, name: str, convert: Conversion | None) -> Iterator[Finding]:
-    yield from (check.finding() for check in machine_checks(Facts.here()))
+    yield from (check.finding() for check in machine_checks())
     yield from (check.finding() for check in kernel_checks())
     yield from _of_demo()
     if convert is not None:
@@ -54,6 +54,10 @@ def _examined(other: Checkpoint | None, name: str, convert: Conversion | None) -
 
 
 def _of_demo() -> Iterator[Finding]:
+    opened = Check("demo: record", _recorded, "install olmo3-mlx anew").finding()
+    yield opened
+    if opened.status != PASSED:
+        return
     golden = Golden.read()
     # In float32, whatever the device: in bfloat16 rounding is as large as some faults.
     demo = Subject(Checkpoint.open("demo"), golden.ids, "float32")
@@ -61,7 +65,13 @@ def _of_demo() -> Iterator[Finding]:
     if on_gpu():
         checks += half_precision_checks(demo, golden)
     checks += [Check("demo: pass times", lambda: pass_times(demo.as_stored), "report it with all of this")]
-    return _in_turn([Check("demo: loading", demo.load, "install olmo3-mlx anew")], checks)
+    yield from _in_turn([Check("demo: loading", demo.load, "install olmo3-mlx anew")], checks)
+
+
+def _recorded() -> Outcome:
+    """That what the demo should say can be read, and that there is a demo."""
+    ids = len(Golden.read().ids)
+    return Outcome(PASSED, f"{ids} ids, and a model of {len(Checkpoint.open('demo').headers)} tensors")
 
 
 def _of_checkpoint(checkpoint: Checkpoint, name: str) -> Iterator[Finding]:

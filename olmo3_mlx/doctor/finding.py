@@ -29,10 +29,11 @@ class Finding:
 
 
 class Outcome(NamedTuple):
-    """What a check returns: a Finding knows the rest."""
+    """What a check returns: a Finding knows the rest. `advice` goes before the check's own."""
 
     status: str
     detail: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ class Check:
         """Look. What is raised is a failure with the error's line; an interrupt goes through."""
         begun = time.perf_counter()
         try:
-            status, detail = self.look()
+            outcome = self.look()
         except Olmo3Error as error:
-            status, detail = FAILED, str(error)
+            outcome = Outcome(FAILED, str(error))
         except Exception as error:  # whatever a broken machine does
-            status, detail = FAILED, " ".join(f"{type(error).__name__}: {error}".split())
+            outcome = Outcome(FAILED, " ".join(f"{type(error).__name__}: {error}".split()))
         seconds = time.perf_counter() - begun
-        return Finding(self.name, status, detail, self.advice if status == FAILED else "", seconds)
+        advice = (outcome.advice or self.advice) if outcome.status == FAILED else ""
+        return Finding(self.name, outcome.status, outcome.detail, advice, seconds)
 
     def skipped(self, why: str) -> Finding:
         """The finding of a check that could not be made."""

@@ -2,31 +2,27 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
+from functools import cache
 
 import mlx.core as mx
 
 from olmo3_mlx.doctor.facts import Facts
-from olmo3_mlx.doctor.finding import Check, Outcome, judged
+from olmo3_mlx.doctor.finding import FAILED, Check, Outcome, judged
 from olmo3_mlx.doctor.known_faults import KNOWN_FAULTS, matching
 from olmo3_mlx.doctor.tolerances import on_gpu
 from olmo3_mlx.memory.machine import machine_bytes, physical_bytes
 from olmo3_mlx.memory.plan import in_gib
 
+_VERSIONS_ADVICE = "install MLX's packages anew, all of one version: pip install --force-reinstall mlx"
+_MEMORY_ADVICE = "close other programs, or correct the variable OLMO3_MEMORY, and look again"
 
-def machine_checks(facts: Facts) -> Iterator[Check]:
+
+def machine_checks() -> Iterator[Check]:
     """Versions, what is known to be wrong with them, and memory."""
-    yield Check(
-        "versions",
-        partial(versions, facts),
-        "install MLX's packages anew, all of one version: pip install --force-reinstall mlx",
-    )
-    certain = [fault for fault in matching(facts) if fault.certain]
-    advice = "; ".join(fault.advice for fault in certain)
-    yield Check("known faults", partial(known_faults, facts), advice)
-    yield Check(
-        "memory", memory, "close other programs, or correct the variable OLMO3_MEMORY, and look again"
-    )
+    facts = cache(Facts.here)
+    yield Check("versions", lambda: versions(facts()), _VERSIONS_ADVICE)
+    yield Check("known faults", lambda: known_faults(facts()), _VERSIONS_ADVICE)
+    yield Check("memory", memory, _MEMORY_ADVICE)
 
 
 def versions(facts: Facts) -> Outcome:
@@ -41,7 +37,7 @@ def known_faults(facts: Facts) -> Outcome:
     found = matching(facts)
     said = "; ".join(f"{fault.name} ({fault.source})" for fault in found)
     if any(fault.certain for fault in found):
-        return judged(False, said)
+        return Outcome(FAILED, said, "; ".join(fault.advice for fault in found))
     if found:
         return judged(True, f"the checks below decide: {said}")
     return judged(True, f"none of {len(KNOWN_FAULTS)} known combinations")
