@@ -38,6 +38,7 @@ SAMPLING = [
         ),
         ("revisions", ["HUB_ID", "--json"]),
         ("sessions", ["--remove", "--json"]),
+        ("doctor", ["--model", "--revision", "--json"]),
     ],
 )
 def test_help_names_every_option(olmo3: Run, verb: str, words: list[str]) -> None:
@@ -85,7 +86,7 @@ def test_wrong_usage_gets_the_usage_and_exit_code_2(olmo3: Run, arguments: list[
     [
         (["genrate", "hi"], "; did you mean generate?"),
         (["Chat"], "; did you mean chat?"),
-        (["dance"], "revisions, sessions)"),  # nothing is like it
+        (["dance"], "sessions, doctor)"),  # nothing is like it
         (["generate", "hi", "--tempreature", "1"], "; did you mean --temperature instead of --tempreature?"),
         (["generate", "hi", "--tokens=5"], "; did you mean --max-tokens instead of --tokens?"),
         (["inspect", "--modle", "7b"], "; did you mean --model instead of --modle?"),

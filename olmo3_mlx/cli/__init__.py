@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from olmo3_mlx import __version__
-from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions, sessions
+from olmo3_mlx.cli import chat, compare, convert, doctor, generate, inspect, revisions, sessions
 from olmo3_mlx.cli.interrupt import Terminated
 from olmo3_mlx.cli.nearest import model_meant
 from olmo3_mlx.cli.parser import Parser
@@ -21,7 +21,7 @@ from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
 from olmo3_mlx.memory.machine import memory_ran_out
 
-_VERBS = (generate, chat, convert, compare, inspect, revisions, sessions)
+_VERBS = (generate, chat, convert, compare, inspect, revisions, sessions, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,8 +29,13 @@ def machine_bytes() -> int:
     for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if key in info:
             return int(info[key])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_bytes()
     return min(memory, container_bytes() or memory)
+
+
+def physical_bytes() -> int:
+    """All of the machine's RAM."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _parsed(text: str) -> int:
