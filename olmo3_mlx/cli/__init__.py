@@ -1,6 +1,7 @@
 """The command line: `olmo3 VERB ...`, one file a verb. Results go to stdout, all else to stderr.
 
-Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 it failed and one line says why, 2 wrong usage, 130 interrupted; 143 and 129 where
+a verb ends in order on SIGTERM and SIGHUP.
 """
 
 import argparse
@@ -8,10 +9,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from olmo3_mlx import __version__
 from olmo3_mlx.cli import chat, compare, convert, generate, inspect, revisions
+from olmo3_mlx.cli.interrupt import ended_by
 from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.errors import Olmo3Error, OptionError
 from olmo3_mlx.memory.machine import memory_ran_out
@@ -33,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"olmo3 {args.verb}: error: {worded(error)}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt as stop:
-        print(f"olmo3 {args.verb}: {': '.join(('interrupted', *stop.args))}", file=sys.stderr)
-        return 130
+        word, code = ended_by(stop)
+        with suppress(OSError):  # of a terminal that hung up
+            print(f"olmo3 {args.verb}: {': '.join((word, *stop.args))}", file=sys.stderr)
+        return code
     except BrokenPipeError:  # the reader has gone, as in `olmo3 generate ... | head`
         _discard_output()
         return 0
