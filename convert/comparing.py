@@ -16,8 +16,8 @@ from convert.options import check_type
 from convert.progress import Progress
 from convert.reading.source import Source
 from convert.reading.texts import read_text
-from olmo3_mlx.checkpoints.names import resolve
-from olmo3_mlx.errors import OptionError, Setting, TokenizerError
+from olmo3_mlx.checkpoints.names import is_hub_id, resolve
+from olmo3_mlx.errors import CheckpointError, OptionError, Setting, TokenizerError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import in_words
 from olmo3_mlx.text.tokenizer import Tokenizer
@@ -79,6 +79,8 @@ def compare(
     folder = None if card is None else Path(card)
     if folder is not None:
         _check_card(folder)
+    for name, option, revision in ((a, "revision_a", revision_a), (b, "revision_b", revision_b)):
+        _check_revision(name, option, revision)
     original, result = Source.open(a, revision_a), Source.open(b, revision_b)
     check_comparable(original, result)
     length = min(_LENGTH, context(original, result)) if length is None else length
@@ -108,6 +110,13 @@ def _check_types(**arguments: object) -> None:
     """Raise OptionError for an argument of `compare` of another type than it takes."""
     for name, value in arguments.items():
         check_type(name, value, *_EXPECTED[name])
+
+
+def _check_revision(name: str | Path, option: str, revision: str | None) -> None:
+    """Raise CheckpointError, which names the option, for the revision of what is no hub id."""
+    if revision is not None and not is_hub_id(name):
+        resolve(name)
+        raise CheckpointError(f"{name} is a folder here: ", Setting(option, revision), " is for hub ids")
 
 
 def _check_card(folder: Path) -> None:

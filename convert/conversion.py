@@ -1,7 +1,7 @@
 """One conversion: what a source becomes, and the steps there, from reading to describing."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -18,9 +18,8 @@ from convert.card.evaluation import EvaluationText
 from convert.card.measure import measure
 from convert.card.method import QuantizationMethod
 from convert.card.model_card import ModelFacts, origin, source_name, write_model_card
-from convert.card.quality import Quality
 from convert.card.quality_card import remove_card
-from convert.progress import Progress, Stage
+from convert.progress import Count, Progress, Stage
 from convert.quantized import rounded
 from convert.reading.ahead import ahead
 from convert.reading.source import Source
@@ -110,23 +109,51 @@ class Conversion:
         check_room(folder, self.layout, self.source.largest_shard())
 
     def write(self, folder: Path, progress: Progress, stage: Stage) -> None:
-        """Fill the folder. `progress` is told how many bytes are written, `stage` what comes next."""
+        """Fill the folder. `stage` is told what comes next, `progress` how many bytes of it are done."""
         journal = Journal(folder, self.ingredients())
         journal.keep(self.specs)
         self.check_room(folder)
-        output = Output(folder, self.layout, journal)
+        if journal.done:
+            stage("checking what is there")
+        output = Output(folder, self.layout, journal, progress)
         write_index(folder, self.layout, self.size.parameters)
-        write_config(folder, self.source.data, self.source.config, self.plan, self.dtype)
+        write_config(folder, self.source.data, self.source.config, self.plan, self.specs)
         copy_files(self.source.folder, self.tokenizer_folder, folder)
-        done = sum(spec.nbytes for name in journal.done for spec in self.specs[name].values())
-        stage("converting")
-        for name, piece in self._pieces(folder, set(journal.done), stage):
-            output.write(name, piece)
-            done += sum(array.nbytes for array in piece.values())
-            progress(done, self.layout.nbytes)
+        self._fill(folder, output, set(journal.done), progress, stage)
         self.source.check_unchanged()
         stage("reading back")
-        output.finish()
+        output.finish(progress)
+
+    def _fill(self, folder: Path, output: Output, done: set[str], progress: Progress, stage: Stage) -> None:
+        """Write the tensors that each weight becomes, less those that are `done`: first those that are
+        rounded or stay, then those that are calibrated.
+        """
+        plain = [n for n in self.specs if self.calibration is None or self.plan.of(n) is None]
+        stage("converting")
+        count = Count(self._bytes(plain), progress, self._bytes(done.intersection(plain)))
+        for name, piece in ahead(self._rounded(ahead(self._read([n for n in plain if n not in done])))):
+            output.write(name, piece)
+            count(sum(array.nbytes for array in piece.values()))
+        if self.calibration is None:
+            return
+        stage("calibrating")
+        count = Count(self._bytes(self.specs.keys() - plain), progress)
+        steps = calibrated(
+            self.source,
+            self.plan,
+            self.calibration.tokens,
+            self.dtype,
+            done=done,
+            result=Source.open(folder),
+            stage=stage,
+            passed=lambda names: count(self._bytes(names)),
+        )
+        for name, piece in steps:
+            output.write(name, piece)
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        """The bytes of all that these weights become."""
+        return sum(spec.nbytes for name in names for spec in self.specs[name].values())
 
     def measure(
         self,
@@ -135,28 +162,24 @@ class Conversion:
         command: CompareCommand,
         method: QuantizationMethod,
         *,
-        stage: Stage,
+        progress: Progress,
     ) -> Comparison:
         """Measure what was written against the source on a text; `command` measures the same again."""
-        quality = measure(
-            self.source,
-            Source.open(folder),
-            text.tokens,
-            lambda done, total: stage(f"measuring, {done / total:.0%}"),
-        )
+        quality = measure(self.source, Source.open(folder), text.tokens, progress)
         return Comparison(quality, text, command, method, in_words(self.source.quantized.values()))
 
-    def describe(self, folder: Path, name: str, quality: Quality | None = None) -> None:
-        """Write the model card; the model is called `name`. Without `quality` there is no quality card."""
-        if quality is None:
+    def describe(self, folder: Path, name: str, comparison: Comparison | None = None) -> None:
+        """Write the model card; the model is called `name`. Without a comparison there is no quality card."""
+        if comparison is None:
             remove_card(folder)  # which an earlier run may have written before it was stopped
-        base, license = origin(self.source.folder)
+        base, relation, license = origin(self.source.folder, self.source.data)
         layers = Olmo3(self.source.config).quantizable()
         facts = ModelFacts(
             name=name,
             source=source_name(self.source.folder),
             source_quantization=in_words(self.source.quantized.values()),
             base=base,
+            relation=relation,
             license=license,
             plan=self.plan,
             plain={p: self._dtype(f"{p}.weight") for p in layers if p not in self.plan.layers},
@@ -166,19 +189,7 @@ class Conversion:
             program=_PROGRAM,
             chats=_chats(folder),
         )
-        write_model_card(folder, facts, quality)
-
-    def _pieces(self, folder: Path, done: set[str], stage: Stage) -> Pieces:
-        """The tensors that each weight becomes, some rows at a time, less those that are `done`."""
-        todo = [name for name in self.specs if name not in done]
-        if self.calibration is not None:
-            todo = [name for name in todo if self.plan.of(name) is None]
-        yield from ahead(self._rounded(ahead(self._read(todo))))
-        if self.calibration is not None:
-            tokens, result = self.calibration.tokens, Source.open(folder)
-            yield from calibrated(
-                self.source, self.plan, tokens, self.dtype, done=done, result=result, stage=stage
-            )
+        write_model_card(folder, facts, comparison)
 
     def _read(self, names: list[str]) -> Iterator[tuple[str, mx.array]]:
         """Read weights by name, some rows at a time, in the dtype that they will have."""

@@ -16,11 +16,12 @@ from convert.card.quality import Quality
 from convert.card.quality_card import write_card
 from convert.conversion import Conversion
 from convert.options import ConvertKeywords, ConvertOptions, check_type
-from convert.preparing import calibrating, evaluation_text, prepare
-from convert.progress import Progress, Stage
+from convert.preparing import calibrating, check_tokenizer, evaluation_text, prepare
+from convert.progress import Notice, Progress, Stage, untold
 from convert.reading.source import Source
+from convert.reading.stored import reading
 from convert.size import Size
-from convert.writer.folder import destination, new_folder
+from convert.writer.folder import check_apart, destination, new_folder
 from convert.writer.upload import check_login, upload
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.memory.machine import small_buffer_pool
@@ -39,7 +40,8 @@ class Report:
     left_out      layers that are not quantized as the group size does not divide their inputs
     comparison    the result measured against the source, if it was
     no_card       why there is no quality card where one was to be made if possible
-    tokenizer     whether the result has a tokenizer; without one it can neither read nor write text
+    tokenizer     whether the result has a tokenizer that can be read; without one it can neither read nor
+                  write text
     """
 
     parameters: int
@@ -79,6 +81,7 @@ def convert(
     *,
     progress: Progress | None = None,
     stage: Stage | None = None,
+    notice: Notice | None = None,
     **keywords: Unpack[ConvertKeywords],
 ) -> Report:
     """Write the checkpoint `source` (a folder, or a hub id at `revision`) to the new folder `dest`.
@@ -94,41 +97,61 @@ def convert(
     size. `target_bpw` does so for that many bits per weight in all, instead of `bits`.
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
-    beside it, in which `resume` goes on, to the same bytes. `progress(done, total)` counts bytes written,
-    `stage(title)` says what begins. Without `calibrate` memory stays at some rows of the largest tensor. Of a
-    model on the hub a file is fetched when it is needed; with `keep` False it is removed when it was
-    converted: the disk holds one of them at most. `tokenizer` is a checkpoint to take tokenizer and chat
-    template from: OLMo-core's own have none. With `card` the result is measured against the source on a
-    `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be. `upload_to`
-    names a repository on the hub to put it in.
+    beside it, in which `resume` goes on, to the same bytes. Without `calibrate` memory stays at some rows of
+    the largest tensor. Of a model on the hub a file is fetched when it is needed; with `keep` False it is
+    removed when it was converted: the disk holds one of them at most. `tokenizer` is a checkpoint to take
+    tokenizer and chat template from: OLMo-core's own have none. With `card` the result is measured against
+    the source on a `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be.
+    `upload_to` names a repository on the hub to put it in.
+
+    `stage(title)` says what begins, a stage and behind a comma what part of it. `progress(done, total)`
+    counts within the stage, from its beginning to its end, never back:
+
+        reading the weights                    weights that were read
+        choosing bits, layer 3 of 32           weights that hidden states went through
+        weighing bits against each other       layers
+        checking what is there                 bytes that were written before and read back
+        converting                             bytes written, those of an earlier run included
+        calibrating, layer 3 of 32             bytes calibrated, or gone past as they were written before
+        reading back                           bytes of the result
+        measuring                              weights of source and result
+        uploading                              nothing
+
+    The first three and `calibrating` are there with `calibrate` or `target_bpw` only. `notice(error)` is
+    told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read.
 
     Raises OptionError for options of a wrong type, with unknown values, or that exclude each other;
     ConfigError, CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for
-    one that is quantized already, a recipe that does not fit it, and a destination that exists or cannot be
-    written; TypeError for a keyword that is no option.
+    one that is quantized already, a recipe that does not fit it, and a destination that exists, cannot be
+    written or lies in the source; TypeError for a keyword that is no option.
     """
-    _check_arguments(source, dest, progress, stage)
+    _check_arguments(source, dest, progress, stage, notice)
     options = ConvertOptions.of(options, **keywords)
     begin = time.perf_counter()
-    progress, stage = progress or (lambda done, total: None), stage or (lambda title: None)
+    progress, stage, notice = progress or untold, stage or untold, notice or untold
     if options.upload_to is not None:
         check_login(options.upload_to)
     dest = destination(dest)
+    check_apart(dest, source, *([] if options.tokenizer is None else [options.tokenizer]))
     with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
         original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
-        conversion = prepare(original, options)
-        text, no_card = evaluation_text(conversion, options)
+        with reading(original.folder):
+            conversion = prepare(original, options)
+            talks = check_tokenizer(conversion, notice)
+            text, no_card = evaluation_text(conversion, options)
         if options.calibrates:
             if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
-            conversion = calibrating(conversion, options, folder=folder, stage=stage)
+            conversion = calibrating(conversion, options, folder=folder, stage=stage, progress=progress)
         conversion.write(folder, progress, stage)
         comparison = None
         if text is not None:
+            stage("measuring")
             command = _compare_command(source, dest, text, options)
-            comparison, no_card = _measured(conversion, folder, text, command, options=options, stage=stage)
-        quality = None if comparison is None or no_card else comparison.quality
-        conversion.describe(folder, options.upload_to or dest.name, quality)
+            comparison, no_card = _measured(
+                conversion, folder, text, command, options=options, progress=progress
+            )
+        conversion.describe(folder, options.upload_to or dest.name, None if no_card else comparison)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
     if options.upload_to is not None:
         upload(dest, options.upload_to, stage)
@@ -140,14 +163,14 @@ def convert(
         left_out=conversion.plan.left_out,
         comparison=comparison,
         no_card=no_card,
-        tokenizer=(dest / "tokenizer.json").is_file(),
+        tokenizer=talks,
     )
 
 
-def _check_arguments(source: object, dest: object, progress: object, stage: object) -> None:
+def _check_arguments(source: object, dest: object, progress: object, stage: object, notice: object) -> None:
     check_type("source", source, (str, Path), "a folder or a hub id")
     check_type("dest", dest, (str, Path), "a folder")
-    for name, value in (("progress", progress), ("stage", stage)):
+    for name, value in (("progress", progress), ("stage", stage), ("notice", notice)):
         check_type(name, value, (Callable, NoneType), "a function or None")  # type: ignore[arg-type]
 
 
@@ -158,14 +181,16 @@ def _measured(
     command: CompareCommand,
     *,
     options: ConvertOptions,
-    stage: Stage,
+    progress: Progress,
 ) -> tuple[Comparison | None, Olmo3Error | None]:
     """Measure the result in `folder`, and write its quality card. Where either fails the result is whole all
     the same: then the error says why there is no card.
     """
     comparison = None
     try:
-        comparison = conversion.measure(folder, text, command, _method(conversion, options), stage=stage)
+        comparison = conversion.measure(
+            folder, text, command, _method(conversion, options), progress=progress
+        )
         write_card(folder, comparison)
     except Olmo3Error as error:
         return comparison, error

@@ -4,6 +4,7 @@ Whatever can be found out to be impossible is found out here.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from convert.calibration.text import CalibrationText
 from convert.card.evaluation import EvaluationText
 from convert.conversion import Conversion
 from convert.options import ConvertOptions, check_affine
-from convert.progress import Stage
+from convert.progress import Notice, Progress, Stage
 from convert.reading.finite import check_all_finite
 from convert.reading.source import Source
+from convert.reading.stored import reading
 from convert.recipe import Plan
-from convert.writer.journal import LAYERS, begun, check_same
+from convert.writer.journal import LAYERS, Journal
 from olmo3_mlx.checkpoints.names import resolve
-from olmo3_mlx.errors import ConvertError, Olmo3Error, Setting
+from olmo3_mlx.errors import ConvertError, NoTemplateError, Olmo3Error, Setting, TokenizerError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
@@ -59,31 +61,68 @@ def _tokenizer_folder(source: Source, options: ConvertOptions) -> Path:
     return folder
 
 
-def calibrating(rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage) -> Conversion:
-    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
-    which takes long. Where the same conversion was begun in `folder`, its plan is taken.
+def check_tokenizer(conversion: Conversion, notice: Notice) -> bool:
+    """Whether the result's tokenizer and template can be read. If not, `notice` is told that nobody can talk
+    to it: no fault of the conversion, as checkpoints from a training run have none.
+    """
+    folder = conversion.tokenizer_folder
+    reason = "the result has no tokenizer.json, as its source has none"
+    if (folder / "tokenizer.json").is_file():
+        try:
+            with suppress(NoTemplateError):  # base models have none
+                Tokenizer.from_folder(folder).apply_chat_template([{"role": "user", "content": "Hello"}])
+        except Olmo3Error as error:
+            reason = f"the result's tokenizer cannot be used ({error})"
+        else:
+            return True
+    end = (Setting("tokenizer", "MODEL"), " says from where)")
+    notice(
+        TokenizerError(f"{reason}: it cannot chat or generate until the model's is copied into it (", *end)
+    )
+    return False
 
-    `stage` is told what takes time. Raises ConvertError for a target that the source cannot reach, and for
-    another conversion that was begun in `folder`; OptionError and PromptError for a text to calibrate on;
-    MemoryFitError; CheckpointError for weights that are not finite.
+
+def calibrating(
+    rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage, progress: Progress
+) -> Conversion:
+    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
+    which takes long. It is begun in `folder`'s journal first; where it was begun there before, its plan is
+    taken, or what was measured to choose one.
+
+    `stage` and `progress` are told what takes time. Raises ConvertError for a target that the source cannot
+    reach, and for another conversion that was begun in `folder`; OptionError and PromptError for a text to
+    calibrate on; MemoryFitError; CheckpointError for weights that are not finite.
     """
     source = rounding.source
     check_affine(rounding.plan.layers.values())
     if options.target_bpw is not None:
         _check_target(rounding, options.target_bpw)
-    text = CalibrationText.read(options.calibration_file, rounding.tokenizer_folder, source.config)
+    with reading(rounding.tokenizer_folder):
+        text = CalibrationText.read(options.calibration_file, rounding.tokenizer_folder, source.config)
     check_memory(source.config, text.tokens.size)
     target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
     conversion = replace(rounding, calibration=text, target=target)
-    earlier = _begun(folder, conversion)
+    ingredients = conversion.ingredients()
+    journal = Journal(folder, ingredients if target is None else {**ingredients, LAYERS: None})
     stage("reading the weights")
-    check_all_finite(source, options.cast)
+    check_all_finite(source, options.cast, progress)
     if target is None:
         return conversion
-    if earlier is None:
+    plan = _begun(conversion, journal)
+    if plan is None:
         some = text.tokens[: max(1, _SENSITIVITY_TOKENS // text.tokens.shape[1])]
-        earlier = _plan(source, choose(source, some, target, dtype=conversion.dtype, stage=stage))
-    return replace(conversion, plan=earlier)
+        layers = choose(
+            source,
+            some,
+            target,
+            dtype=conversion.dtype,
+            measured=_measured(conversion, journal),
+            keep=journal.record_costs,
+            stage=stage,
+            progress=progress,
+        )
+        plan = _plan(source, layers)
+    return replace(conversion, plan=plan)
 
 
 def _check_target(conversion: Conversion, target: float) -> None:
@@ -96,19 +135,20 @@ def _check_target(conversion: Conversion, target: float) -> None:
         )
 
 
-def _begun(folder: Path, conversion: Conversion) -> Plan | None:
-    """The plan that was chosen for what was begun in `folder`, if anything was. Raises ConvertError if that
-    is another conversion, whatever its plan: before one is chosen, which takes long.
-    """
-    earlier = begun(folder)
-    if not earlier:
-        return None
-    check_same(folder, earlier, {**conversion.ingredients(), LAYERS: earlier.get(LAYERS)})
+def _begun(conversion: Conversion, journal: Journal) -> Plan | None:
+    """The plan that an earlier run chose, if one did."""
     try:
-        layers = {path: Quantization(*scheme) for path, scheme in earlier[LAYERS].items()}
+        chosen = journal.ingredients[LAYERS].items()
+        layers = {path: Quantization(*scheme) for path, scheme in chosen}
     except (KeyError, TypeError, AttributeError):
         return None
     return _plan(conversion.source, layers)
+
+
+def _measured(conversion: Conversion, journal: Journal) -> Mapping[str, float] | None:
+    """What an earlier run measured to choose a plan, if it came to that."""
+    measured, layers = journal.costs, Olmo3(conversion.source.config).quantizable()
+    return measured if measured is not None and measured.keys() == layers.keys() else None
 
 
 def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:

@@ -98,7 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ConfigError if the file is no such thing."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         refuse_pointer(path, ConfigError)
         raise ConfigError(f"{path}: expected a JSON object, could not read one: {error}") from None
     if not isinstance(data, dict):

@@ -112,6 +112,42 @@ def kill_until_there(dest: Path, command: list[str], seconds: Callable[[], float
     return kills
 
 
+class Told:
+    """Keeps what a conversion tells of its stages, `titles` and `moves`, (done, total) of each stage by its
+    name; with `stop` ends it by KeyboardInterrupt in that stage, when it has moved so many times.
+    """
+
+    def __init__(self, stop: str = "", moves: int = 0) -> None:
+        self._stop, self._at = stop, moves
+        self.titles: list[str] = []
+        self.moves: dict[str, list[tuple[int, int]]] = {}
+
+    def stage(self, title: str) -> None:
+        self.titles.append(title)
+        self.moves.setdefault(self._name, [])
+
+    def progress(self, done: int, total: int) -> None:
+        self.moves[self._name].append((done, total))
+        if self._name == self._stop and len(self.moves[self._name]) > self._at:
+            raise KeyboardInterrupt
+
+    @property
+    def _name(self) -> str:
+        return self.titles[-1].partition(",")[0]
+
+    @property
+    def callbacks(self) -> dict[str, Any]:
+        """As keywords of `convert`."""
+        return {"stage": self.stage, "progress": self.progress}
+
+    def assert_each_stage_went_to_its_end(self) -> None:
+        for name, moves in self.moves.items():
+            done, totals = [d for d, _ in moves], {total for _, total in moves}
+            assert len(totals) == 1, name
+            assert done == sorted(set(done)), name
+            assert done[-1] in totals, name
+
+
 @pytest.fixture(autouse=True)
 def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quality cards are measured on a quarter of a sequence instead of on four, for speed."""

@@ -5,7 +5,7 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from conftest import (
     QUICK_CALIBRATION,
     TINY,
+    Told,
     cut_tokenizer,
     kill_until_there,
     random_model,
@@ -26,6 +27,7 @@ from convert.card.measure import measure
 from convert.reading.source import Source
 from convert.reading.texts import text_tokens
 from convert.recipe import named
+from convert.writer.output import Output
 from olmo3_mlx import (
     CheckpointError,
     ConvertError,
@@ -92,11 +94,11 @@ def whole(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEW.items():
             patch.setattr(name, value)
-        to_mlx(source, dest, calibrate=text, bits=4, stage=STAGES.append)
+        to_mlx(source, dest, calibrate=text, bits=4, **TOLD.callbacks)
     return dest
 
 
-STAGES: list[str] = []  # that `whole` was in
+TOLD = Told()  # what `whole` told
 
 
 def kl(original: Path, result: Path, text: Path) -> float:
@@ -135,11 +137,8 @@ def test_layers_that_no_group_size_divides_are_reported_by_a_run_that_goes_on_to
     cut_tokenizer(source, EVEN["vocab_size"])
     downs = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(2))
 
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop)
+        to_mlx(source, tmp_path / "dest", calibrate=text, **Told("converting").callbacks)
     assert to_mlx(source, tmp_path / "dest", calibrate=text, resume=True).left_out == downs
     assert to_mlx(source, tmp_path / "again", calibrate=text).left_out == downs
     assert "| `mlp.down_proj` of all 2 layers | 32 | – | not" in (tmp_path / "dest" / "README.md").read_text()
@@ -200,24 +199,73 @@ def same_files(one: Path, other: Path) -> bool:
     return files[0] == files[1]
 
 
-def stop_at(count: int) -> Callable[[int, int], None]:
-    seen: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        seen.append(done)
-        if len(seen) == count:
-            raise KeyboardInterrupt
-
-    return stop
-
-
-@pytest.mark.parametrize("count", [14, 24])
-def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(
-    source: Path, text: Path, whole: Path, tmp_path: Path, count: int
+@pytest.mark.parametrize(
+    "stopped",
+    [
+        ("reading the weights", 0),
+        ("choosing bits", 11),
+        ("weighing bits against each other", 3),
+        ("converting", 2),
+        ("calibrating", 3),
+        ("calibrating", 10),
+    ],
+)
+def test_a_calibration_that_was_stopped_at_any_stage_goes_on_to_the_same_bytes(
+    source: Path, text: Path, whole: Path, tmp_path: Path, stopped: tuple[str, int]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop_at(count))
-    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, **Told(*stopped).callbacks)
+    with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with resume=True"):
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4)
+    told = Told()
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True, **told.callbacks)
+    assert same_files(whole, tmp_path / "dest")
+    told.assert_each_stage_went_to_its_end()
+    order = list(TOLD.moves)
+    for stage in order[1:3]:  # what was measured, and chosen, is not again
+        assert (stage in told.moves) == (order.index(stopped[0]) <= order.index(stage))
+
+
+def test_a_calibration_that_was_stopped_within_a_block_goes_on_to_the_same_bytes(
+    source: Path, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = Output.write
+
+    def killed(output: Output, weight: str, piece: dict[str, mx.array]) -> None:
+        write(output, weight, piece)
+        written.append(weight)
+        if sum(name.endswith("proj.weight") and ".layers.1." in name for name in written) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Output, "write", killed)
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4)
+    told = Told()
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True, **told.callbacks)
+    told.assert_each_stage_went_to_its_end()
+    assert same_files(whole, tmp_path / "dest")
+
+
+def test_costs_that_are_not_of_every_layer_are_measured_again(
+    source: Path, text: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(
+            source,
+            tmp_path / "dest",
+            calibrate=text,
+            bits=4,
+            **Told("weighing bits against each other").callbacks,
+        )
+    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
+    begun, measured = journal.read_text().splitlines()
+    costs = json.loads(measured)["costs"]
+    costs.popitem()
+    journal.write_text(f"{begun}\n{json.dumps({'costs': costs})}\n")
+    told = Told()
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True, **told.callbacks)
+    assert "choosing bits" in told.moves
     assert same_files(whole, tmp_path / "dest")
 
 
@@ -227,14 +275,14 @@ def test_a_calibration_that_also_casts_goes_on_to_the_same_bytes(text: Path, tmp
     options: dict[str, Any] = {"calibrate": text, "recipe": tmp_path / "recipe.toml", "dtype": "bfloat16"}
     to_mlx(wide, tmp_path / "whole" / "dest", **options)
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(wide, tmp_path / "dest", **options, progress=stop_at(21))
+        to_mlx(wide, tmp_path / "dest", **options, **Told("calibrating", 7).callbacks)
     to_mlx(wide, tmp_path / "dest", **options, resume=True)
     assert same_files(tmp_path / "whole" / "dest", tmp_path / "dest")
 
 
 def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop_at(1))
+        to_mlx(source, tmp_path / "dest", calibrate=text, **Told("converting", 1).callbacks)
     other = tmp_path / "other.txt"
     other.write_text(text.read_text()[40:] * 2)
     message = (
@@ -292,29 +340,34 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, text: Path) -> 
 
 
 def test_each_step_is_told_before_it_begins(whole: Path) -> None:
-    assert STAGES == [
+    assert TOLD.titles == [
         "reading the weights",
+        "choosing bits, embedding",
         "choosing bits, layer 1 of 2",
         "choosing bits, layer 2 of 2",
         "choosing bits, head",
+        "weighing bits against each other",
         "converting",
-        "calibrating the embedding",
-        "calibrating layer 1 of 2",
-        "calibrating layer 2 of 2",
-        "calibrating the head",
+        "calibrating",
+        "calibrating, the embedding",
+        "calibrating, layer 1 of 2",
+        "calibrating, layer 2 of 2",
+        "calibrating, the head",
         "reading back",
     ]
+    TOLD.assert_each_stage_went_to_its_end()
+    assert [moves[0][0] for moves in TOLD.moves.values()] == [0] * len(TOLD.moves)
+    assert (
+        max(b - a for (a, _), (b, _) in pairwise(TOLD.moves["choosing bits"]))
+        < 0.1 * TOLD.moves["choosing bits"][0][1]
+    )
 
 
 def test_going_on_does_not_choose_bits_again(
     source: Path, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > total // 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, progress=stop)
+        to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, **Told("calibrating", 9).callbacks)
 
     def never(*_: object, **__: object) -> None:
         pytest.fail("chosen again")
@@ -327,11 +380,8 @@ def test_going_on_does_not_choose_bits_again(
 
 
 def test_a_target_is_not_changed_on_the_way(source: Path, text: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5, progress=stop)
+        to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5, **Told("converting").callbacks)
     message = r"is another one \(it was begun with target_bpw=5 and calibrate=.*, not target_bpw=5\.5 .*\): "
     with pytest.raises(ConvertError, match=message):
         to_mlx(source, tmp_path / "dest", calibrate=text, target_bpw=5.5, resume=True)
@@ -341,7 +391,7 @@ def test_what_cannot_be_gone_on_with_is_refused_before_bits_are_chosen(
     source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=text, progress=stop_at(1))
+        to_mlx(source, tmp_path / "dest", calibrate=text, **Told("converting", 1).callbacks)
     journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([lines[0].replace("olmo3-mlx ", "olmo3-mlx 0."), *lines[1:]]))
@@ -355,7 +405,7 @@ def test_a_text_that_has_changed_is_named(source: Path, text: Path, tmp_path: Pa
     changing = tmp_path / "changing.txt"
     changing.write_text(text.read_text())
     with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, tmp_path / "dest", calibrate=changing, progress=stop_at(1))
+        to_mlx(source, tmp_path / "dest", calibrate=changing, **Told("converting", 1).callbacks)
     changing.write_text(text.read_text()[40:] * 2)
     with pytest.raises(ConvertError, match=r"is another one \(the text of calibrate has changed\): "):
         to_mlx(source, tmp_path / "dest", calibrate=changing, resume=True)
@@ -392,7 +442,8 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
     seen: list[int] = []
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         to_mlx(folder, tmp_path / "dest", calibrate=text, progress=lambda done, _: seen.append(done))
-    assert not seen
+    assert 0 < seen[-1] < sum(array.size for array in tensors.values())
+    assert not list(tmp_path.glob("*dest*"))
 
 
 SCRIPT = """

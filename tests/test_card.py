@@ -22,7 +22,7 @@ from convert.card.page import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, page
 from convert.card.pictures import kl_picture, layers_picture
 from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality
 from convert.card.quality_card import write_card
-from convert.card.verdict import verdict
+from convert.card.verdict import ANCHORS, verdict
 from convert.size import Size
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
@@ -206,17 +206,59 @@ def test_folders_and_files_are_called_by_their_own_names(
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"kl_mean": 0.001, "agreement": 0.97}, "good"),  # lab-chat in 8 bits
-        ({"kl_mean": 0.0468, "agreement": 0.853}, "good"),  # 5
-        ({"kl_mean": 0.196, "agreement": 0.73}, "fair"),  # 4
-        ({"kl_mean": 0.8, "agreement": 0.5}, "poor"),  # 3
-        ({"kl_mean": 0.04, "agreement": 0.6}, "poor"),
+        ({"kl_mean": 0.0014, "agreement": 0.977}, "good"),  # Llama 3 8B in q8_0
+        ({"kl_mean": 0.0313, "agreement": 0.919}, "good"),  # q4_K_M, the last that is recommended
+        ({"kl_mean": 0.0431, "agreement": 0.91}, "fair"),  # q4_K_S
+        ({"kl_mean": 0.1019, "agreement": 0.86}, "poor"),  # q3_K_M, of high loss
+        ({"kl_mean": 0.4451, "agreement": 0.711}, "poor"),  # q2_K
+        ({"kl_mean": 0.0112, "agreement": 0.933}, "good"),  # lab-chat in 6 bits
+        ({"kl_mean": 0.046, "agreement": 0.847}, "fair"),  # 5
+        ({"kl_mean": 0.196, "agreement": 0.732}, "poor"),  # 4
+        ({"kl_mean": 0.091, "agreement": 0.793}, "fair"),  # lab-gqa in 4
+        ({"kl_mean": 0.0208, "agreement": 0.882}, "fair"),  # 5
+        ({"kl_mean": 0.03, "agreement": 0.65}, "poor"),
         ({"kl_mean": 0.3, "agreement": 0.99}, "poor"),
         ({"kl_max": 0.0, "agreement": 1.0}, "identical"),
     ],
 )
 def test_a_verdict_asks_for_both_divergence_and_agreement(change: dict[str, float], word: str) -> None:
     assert verdict(quality(**change)) == word
+
+
+@pytest.mark.parametrize(
+    ("kl", "where"),
+    [
+        (0.0, "nearer than q8_0"),
+        (0.0014, "between q8_0 and q6_K"),
+        (0.0313, "between q4_K_M and q4_K_S"),
+        (0.07, "between q4_K_S and q3_K_M"),
+        (0.9, "farther than q2_K"),
+    ],
+)
+def test_a_card_places_its_figure_among_published_ones_and_says_where_the_lines_lie(
+    kl: float, where: str
+) -> None:
+    shown = page(compared(quality=quality(kl_mean=kl)))
+    assert f"lies {where} of an 8B in llama.cpp's table. That places it, no more" in shown
+    assert "| q4_K_M | 0.0313 | 91.9% | balanced quality, recommended |" in shown
+    assert "https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity/README.md" in shown
+    assert "A small model's KL is not a large one's" in shown
+    assert "Good is a mean KL of at most 0.04 nats with at least 90% of top tokens the same" in shown
+
+
+def test_the_published_figures_ascend_and_the_lines_lie_where_it_is_said() -> None:
+    assert [anchor.kl for anchor in ANCHORS] == sorted(anchor.kl for anchor in ANCHORS)
+    words = [verdict(quality(kl_mean=anchor.kl, agreement=anchor.agreement or 0.95)) for anchor in ANCHORS]
+    assert words == ["good"] * 4 + ["fair"] + ["poor"] * 2
+    assert [anchor.name for anchor in ANCHORS if "recommended" in anchor.said][:2] == ["q5_K_M", "q4_K_M"]
+
+
+def test_perplexities_are_told_with_the_text_that_they_are_on() -> None:
+    text = replace(compared().text, name="the text", about="old prose")
+    shown = page(compared(text=text))
+    assert "Perplexity is on the text (old prose). Other texts give other perplexities: " in shown
+    assert "what counts is the ratio of the two, 1.025 here." in shown
+    assert "tokens from the text (old prose), SHA-256 `" in shown
 
 
 def test_advice_is_given_where_it_is_needed_and_fits_what_was_done() -> None:

@@ -384,7 +384,8 @@ def test_an_interrupt_during_the_prompt_leaves_the_conversation_as_it_was(
     chat = chat_with(model, tokenizer)
 
     def interrupt(done: int, total: int) -> None:
-        raise error
+        if done:
+            raise error
 
     for text in ("Hi", "Ho")[:turn]:
         say(chat, text)

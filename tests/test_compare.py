@@ -35,7 +35,10 @@ def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Pat
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == f"{pair[0]} → {pair[1]}"
-    assert lines[1] == "on 2 × 32 tokens of the text that comes with olmo3-mlx"
+    about = "English prose of 1730 to 1876: Newton, the Constitution of the United States, Mark Twain"
+    assert lines[1] == f"on 2 × 32 tokens of the text that comes with olmo3-mlx ({about})"
+    assert "on this text: others give others, what counts is the ratio" in done.out
+    assert "of an 8B in llama.cpp's table" in done.out
     for label in (
         "size",
         "bits per weight",
@@ -197,7 +200,8 @@ def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
             2,
             "test_compare.py/card: the folder cannot be made (Not a directory)",
         ),
-        (("--revision-a", "main"), 1, "is a folder here"),
+        (("--revision-a", "main"), 1, "plain is a folder here: --revision-a main is for hub ids"),
+        (("--revision-b", "main"), 1, "4bit is a folder here: --revision-b main is for hub ids"),
     ],
 )
 def test_options_that_cannot_be_are_one_line_before_the_work(

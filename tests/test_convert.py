@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, kill_until_there, random_model, save_checkpoint
+from conftest import TINY, Told, kill_until_there, random_model, save_checkpoint
 
 import convert.writer.layout
 from convert import convert as to_mlx
@@ -187,13 +187,81 @@ def test_a_dtype_with_bits_casts_norms_and_scales(source: Path, dest: Path, even
         assert mx.array_equal(found, expected).item()
 
 
-def test_the_older_name_of_the_dtype_does_not_stay_beside_the_newer(
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+SAID = [*({key: "bfloat16"} for key in DTYPE_KEYS), dict.fromkeys(DTYPE_KEYS, "float32"), {"dtype": None}, {}]
+
+
+@pytest.mark.parametrize("said", SAID, ids=str)
+@pytest.mark.parametrize("options", [{"bits": None}, {"bits": 4}, {"dtype": "float16"}], ids=str)
+def test_the_config_says_in_the_keys_of_the_source_which_dtype_the_tensors_have(
+    tmp_path: Path, even: Tensors, said: dict[str, str | None], options: dict[str, Any]
+) -> None:
+    config = {k: v for k, v in EVEN.items() if k not in DTYPE_KEYS} | said
+    for dtype in (mx.bfloat16, mx.float32):
+        tensors = {name: array.astype(dtype) for name, array in even.items()}
+        source, dest = (tmp_path / f"{kind} {dtype}" for kind in ("source", "dest"))
+        to_mlx(save_checkpoint(source, config, tensors), dest, **options)
+        (true,) = {array.dtype for array in stored(dest).values()} - {mx.uint32}
+        result = {key: value for key, value in config_of(dest).items() if key in DTYPE_KEYS}
+        assert result == dict.fromkeys(said or ("dtype",), str(true).rpartition(".")[2])
+
+
+def test_of_several_dtypes_the_config_says_that_of_most_numbers(
     tmp_path: Path, dest: Path, even: Tensors
 ) -> None:
-    older = {key: value for key, value in EVEN.items() if key != "dtype"} | {"torch_dtype": "bfloat16"}
-    to_mlx(save_checkpoint(tmp_path / "source", older, even), dest, bits=None, dtype="float16")
-    assert "torch_dtype" not in config_of(dest)
-    assert config_of(dest)["dtype"] == "float16"
+    mixed = {
+        name: array.astype(mx.float32 if "norm" in name else mx.bfloat16) for name, array in even.items()
+    }
+    to_mlx(save_checkpoint(tmp_path / "source", {**EVEN, "dtype": "float32"}, mixed), dest, bits=None)
+    assert config_of(dest)["dtype"] == "bfloat16"
+
+
+def assert_the_config_says_what_the_files_hold(folder: Path) -> None:
+    """What of a result's small files can contradict its tensors."""
+    config, tensors = config_of(folder), stored(folder)
+    scales = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
+    block = config.get("quantization", {})
+    layers = {name.removesuffix(".weight") for name in tensors if tensors[name].ndim == 2} - {
+        f"{path}.{part}" for path in scales for part in ("scales", "biases")
+    }
+    assert {path for path in layers if block.get(path, bool(block))} == scales
+    for path in scales:
+        scheme = block.get(path, block)
+        codes, groups = tensors[f"{path}.weight"].shape[1] * 32, tensors[f"{path}.scales"].shape[1]
+        assert codes == groups * scheme["group_size"] * scheme["bits"]
+    assert config.get("quantization_config") == config.get("quantization")
+    assert config.get("tie_word_embeddings", False) == ("lm_head.weight" not in tensors)
+    assert config["vocab_size"] == tensors["model.embed_tokens.weight"].shape[0]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
+    assert index["weight_map"].keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        None,
+        'bits = 4\n[layers]\n"*.down_proj" = "none"\n"*.q_proj" = 8\n',
+        'bits = 4\n[layers]\n"model.embed_tokens" = "none"\n',
+    ],
+    ids=["rounded alike", "some left out", "no embedding"],
+)
+def test_the_small_files_say_what_the_tensors_are(
+    tmp_path: Path, dest: Path, tied: bool, recipe: str | None
+) -> None:
+    config = {**EVEN, "intermediate_size": 96, "tie_word_embeddings": tied}  # no group size divides that
+    source = save_checkpoint(tmp_path / "source", config, random_model(config).tensors())
+    if recipe is not None:
+        (tmp_path / "recipe.toml").write_text(recipe)
+    to_mlx(source, dest, recipe=tmp_path / "recipe.toml" if recipe else None)
+    assert_the_config_says_what_the_files_hold(dest)
+    assert config_of(dest)["quantization"]["model.layers.0.mlp.down_proj"] is False
+    assert load(dest)[0].config.tie_word_embeddings == tied
+    to_mlx(dest, dest.with_name("back"), bits=None, dtype="bfloat16")
+    assert_the_config_says_what_the_files_hold(dest.with_name("back"))
 
 
 def test_neither_bits_nor_dtype_copies_the_tensors(source: Path, dest: Path, even: Tensors) -> None:
@@ -244,21 +312,17 @@ def test_the_source_stays_as_it_was(source: Path, dest: Path) -> None:
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
-def test_progress_counts_the_bytes_of_the_result(source: Path, dest: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    report = to_mlx(source, dest, progress=lambda done, total: seen.append((done, total)))
-    done = [d for d, _ in seen]
-    assert done == sorted(set(done))
-    assert seen[-1] == (report.bytes, report.bytes)
-    assert {total for _, total in seen} == {report.bytes}
-
-
-def test_stages_are_told_in_order(source: Path, dest: Path) -> None:
-    told: list[str] = []
-    to_mlx(source, dest, card=True, stage=told.append)
-    assert told[:2] == ["converting", "reading back"]
-    assert told[2].startswith("measuring, ")
-    assert told[-1] == "measuring, 100%"
+def test_each_stage_is_told_from_its_beginning_to_its_end(source: Path, dest: Path) -> None:
+    told = Told()
+    report = to_mlx(source, dest, card=True, **told.callbacks)
+    assert told.titles == ["converting", "reading back", "measuring"]
+    told.assert_each_stage_went_to_its_end()
+    assert [moves[0][0] for moves in told.moves.values()] == [0, 0, 0]
+    assert [moves[-1][0] for moves in told.moves.values()] == [
+        report.bytes,
+        report.bytes,
+        2 * report.parameters,
+    ]
 
 
 def test_missing_parents_of_the_destination_are_made(source: Path, tmp_path: Path) -> None:
@@ -754,9 +818,11 @@ def test_after_a_disk_that_filled_up_the_work_goes_on(
         patch.setattr("convert.conversion.write_model_card", full)
         to_mlx(source, dest)
     assert beside(dest) == [".dest.unfinished"]
-    written: list[int] = []
-    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
-    assert written == []  # all weights were there
+    told = Told()
+    to_mlx(source, dest, resume=True, **told.callbacks)
+    assert told.titles == ["checking what is there", "converting", "reading back"]
+    told.assert_each_stage_went_to_its_end()
+    assert len(told.moves["converting"]) == 1  # all weights were there
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 
@@ -816,9 +882,10 @@ def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(
     with pytest.raises(ConvertError, match=r"an unfinished conversion to .* go on with resume=True"):
         to_mlx(source, dest)
     (dest.parent / ".dest.unfinished" / ".unfinished-x.png").write_bytes(b"of a card")
-    written: list[int] = []
-    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
-    assert len(written) < len(stored(source)) - 10  # and not from the beginning
+    told = Told()
+    to_mlx(source, dest, resume=True, **told.callbacks)
+    assert len(told.moves["converting"]) < len(stored(source)) - 10  # and not from the beginning
+    told.assert_each_stage_went_to_its_end()
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 
@@ -947,9 +1014,9 @@ def test_stopped_before_the_folder_gets_its_name_nothing_is_done_again(
 ) -> None:
     stop_at(step, monkeypatch, lambda: to_mlx(source, dest))
     assert beside(dest) == [".dest.unfinished"]
-    written: list[int] = []
-    to_mlx(source, dest, resume=True, progress=lambda done, total: written.append(done))
-    assert written == []
+    told = Told()
+    to_mlx(source, dest, resume=True, **told.callbacks)
+    assert len(told.moves["converting"]) == 1
     assert_same_files(dest, to_mlx_elsewhere(source, dest))
 
 

@@ -1,6 +1,7 @@
 """The card that a result gets for the hub, and putting it there, at the border of the hub's client."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -50,15 +51,49 @@ def test_the_front_matter_says_what_the_hub_asks_for(even: Path, tmp_path: Path)
     assert data["tags"] == ["mlx", "olmo3", "4-bit"]
 
 
-def test_what_an_original_was_trained_from_is_not_what_the_result_was_made_from(
+def test_what_a_local_original_was_trained_from_is_named_and_not_taken_for_it(
     even: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(even, tmp_path / "source")
-    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\nbase_model: me/mine\n---\n# Mine\n")
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\nbase_model:\n- me/mine\n---\n# Mine\n")
     to_mlx(tmp_path / "source", tmp_path / "dest")
-    data = card_of(tmp_path / "dest").data.to_dict()
-    assert data["license"] == "mit"
-    assert "base_model" not in data
+    to_mlx(tmp_path / "dest", tmp_path / "back", bits=None, dtype="bfloat16")
+    for folder in (tmp_path / "dest", tmp_path / "back"):
+        data = card_of(folder).data.to_dict()
+        assert data["license"] == "mit"
+        assert (data["base_model"], data["base_model_relation"]) == ("me/mine", "finetune")
+    said = "The Olmo 3 model `source`, trained from [me/mine](https://huggingface.co/me/mine), quantized for"
+    assert said in card_of(tmp_path / "dest").text
+
+
+@pytest.mark.parametrize(
+    ("named", "base"),
+    [("me/mine", "me/mine"), ("/home/me/mine", None), ("source", None), ("dir/file", None), (5, None)],
+)
+def test_what_a_local_originals_config_names_is_the_base_if_it_is_a_hub_id(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: object, base: str | None
+) -> None:
+    source = Path(shutil.copytree(even, tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "_name_or_path": named}))
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    to_mlx(source, tmp_path / "dest")
+    card = card_of(tmp_path / "dest")
+    assert card.data.to_dict().get("base_model") == base
+    assert "base_model_relation" not in card.data.to_dict()
+    names = " (its config names [me/mine](https://huggingface.co/me/mine))" if base else ""
+    assert f"The Olmo 3 model `source`{names} quantized for MLX: " in card.text
+
+
+def test_the_card_links_only_pages_that_are_there(even: Path, tmp_path: Path) -> None:
+    to_mlx(even, tmp_path / "dest", card=True)
+    text = card_of(tmp_path / "dest").text
+    assert re.findall(r"https?://[^)\s]+", text) == ["https://pypi.org/project/mlx-lm/"]
+    assert "perplexity" in text
+    assert "on the text that comes with olmo3-mlx (English prose of 1730 to 1876: " in text
+    assert "of an 8B in llama.cpp's table (a small model's KL is not a large one's)" in text
 
 
 def test_a_conversion_of_a_conversion_keeps_its_base(even: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import QUICK_CALIBRATION, TINY, cut_tokenizer, random_model, save_checkpoint
+from conftest import QUICK_CALIBRATION, TINY, Told, cut_tokenizer, random_model, save_checkpoint
 from fake_hub import INDEX, FakeHub, shard
 
 from convert import convert as to_mlx
@@ -145,16 +145,22 @@ def test_a_hub_that_fails_on_the_way_costs_nothing(sharded: FakeHub, dest: Path,
     assert_same_files(dest, whole)
 
 
-def stop_late(done: int, total: int) -> None:
-    if done > 0.9 * total:
-        raise KeyboardInterrupt
+def stop_late(stage: str) -> dict[str, Any]:
+    """Callbacks that stop a conversion when most of a stage is done."""
+    told = Told()
+
+    def progress(done: int, total: int) -> None:
+        if told.titles[-1].startswith(stage) and done > 0.9 * total:
+            raise KeyboardInterrupt
+
+    return {"stage": told.stage, "progress": progress}
 
 
 def test_a_stopped_conversion_goes_on_though_its_files_are_in_the_cache_by_now(
     sharded: FakeHub, dest: Path, whole: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make(dest, progress=stop_late)
+        make(dest, **stop_late("converting"))
     assert {p.name for p in (tmp_path / "cache").rglob("*.safetensors")} == set(WANTED)
     make(dest, resume=True)
     assert_same_files(dest, whole)
@@ -176,14 +182,14 @@ def test_a_stopped_calibration_goes_on_though_its_files_are_in_the_cache_by_now(
     hub.files["main"] = {file.name: file.read_bytes() for file in folder.iterdir()}
     to_mlx(folder, tmp_path / "whole", calibrate=True)
     with pytest.raises(KeyboardInterrupt):
-        to_mlx("olmo/tiny", dest, calibrate=True, progress=stop_late)
+        to_mlx("olmo/tiny", dest, calibrate=True, **stop_late("calibrating"))
     to_mlx("olmo/tiny", dest, calibrate=True, resume=True)
     assert_same_files(dest, tmp_path / "whole")
 
 
 def test_another_commit_does_not_go_on_with_what_one_began(sharded: FakeHub, dest: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make(dest, progress=stop_late)
+        make(dest, **stop_late("converting"))
     with pytest.raises(ConvertError, match=r"is another one \(SOURCE is another or has changed\): "):
         make(dest, resume=True, revision="stage1")
 

@@ -25,6 +25,7 @@ from mlx.utils import tree_flatten
 from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.solving import Metric
+from convert.progress import untold
 from convert.quantized import dequantized, part_names
 from convert.reading.layers import Layers, run, split
 from convert.reading.source import Source
@@ -77,7 +78,8 @@ class Calibration:
 
     `plan` has the schemes of the layers to quantize, by their paths, all in mode affine; others stay as they
     are. `tokens` [N, L] are the text; scales, biases and what is not quantized are in `dtype`, by default
-    the source's. Results are a function of the arguments alone.
+    the source's. Results are a function of the arguments alone. `each` is called with the name of a block's
+    weight when that is quantized.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Calibration:
         plan: Mapping[str, Quantization],
         tokens: mx.array,
         dtype: mx.Dtype | None = None,
+        each: Callable[[str], None] = untold,
     ) -> None:
         self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
+        self._each = each
         self._layers = Layers(source)
         self._original = split(self._layers.embed(tokens))
         self._hidden = self._original  # the same states in the quantized model
@@ -137,6 +141,7 @@ class Calibration:
                 parts = self._quantized(f"{path}.{name}", weight, metric, scheme)
                 tensors.update(parts)
                 replaced.append((f"{name}.weight", _dense(parts, f"{path}.{name}", scheme)))
+                self._each(f"{path}.{name}.weight")
             block.load_weights(replaced, strict=False)
 
         quantize(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), lambda _, x: x)

@@ -23,20 +23,37 @@ def calibrated(
     done: Iterable[str],
     result: Source,
     stage: Stage,
+    passed: Callable[[Iterable[str]], None],
 ) -> Iterator[tuple[str, dict[str, mx.array]]]:
     """Quantize the weights of `plan`: the tensors that each becomes, by its name, less those `done` before,
-    which are in `result`. `tokens` [N, L] are the text to calibrate on; `stage` is told what comes next.
+    which are in `result`. `tokens` [N, L] are the text to calibrate on; `stage` is told what comes next, and
+    `passed` which weights are quantized, or have been gone past.
     """
-    calibration, written = Calibration(source, plan.layers, tokens, dtype), Layers(result)
-    waiting = {name for name in source.tensors if plan.of(name) is not None} - set(done)
+    left: set[str] = set()  # to be quantized in this step
+
+    def quantized(name: str) -> None:
+        if name in left:
+            left.remove(name)
+            passed([name])
+
+    calibration = Calibration(source, plan.layers, tokens, dtype, quantized)
+    written = Layers(result)
+    planned = {name for name in source.tensors if plan.of(name) is not None}
+    waiting = planned - set(done)
     for step in _steps(calibration, source, written):
         todo = [name for name in step.names if name in waiting]
+        before = [name for name in step.names if name in planned and name not in waiting]
         if not todo:
-            stage(f"going past {step.title}, which is done")
+            stage(f"calibrating, past {step.title}")
             step.skip()
+            passed(before)
             continue
-        stage(f"calibrating {step.title}")
+        stage(f"calibrating, {step.title}")
+        passed(before)
+        left.update(todo)
         tensors = step.quantize()
+        passed(left)
+        left.clear()
         for name in todo:
             yield name, {part: tensors[part] for part in part_names(name) if part in tensors}
 

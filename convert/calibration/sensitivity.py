@@ -8,7 +8,7 @@ along each layer's lower convex hull (Shoham and Gersho 1988). A walk is the bes
 which are large where a layer is much of the model: embedding and head are tried at every option.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from math import prod
 
@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD
 from convert.calibration.gptq import searched
-from convert.progress import Stage
+from convert.progress import Count, Progress, Stage, untold
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.softmax import Softmax
 from convert.reading.source import Source
@@ -59,19 +59,26 @@ def choose(
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
     dtype: mx.Dtype | None = None,
-    stage: Stage = lambda title: None,
+    measured: Mapping[str, float] | None = None,
+    keep: Callable[[Mapping[str, float]], None] = untold,
+    stage: Stage = untold,
+    progress: Progress | None = None,
 ) -> dict[str, Quantization]:
     """Choose a scheme for each layer, by its path, so that a weight takes at most `target_bpw` bits in all,
     norms and unquantized layers included, or as few as possible.
 
     Scales and what is not quantized are in `dtype`, by default the source's. Costs are measured on `tokens`
     [N, L], on as many of them as memory allows; the result is a function of the arguments alone. Layers whose
-    inputs no group size divides are left out. `stage` is told how far it is.
+    inputs no group size divides are left out. `measured` are costs of an earlier run, new ones are given to
+    `keep`. `stage` is told what it is at, `progress` how far.
     """
-    each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
-    many = _STATES_BYTES // each
-    measured = costs(source, tokens[: max(1, many // tokens.shape[1]), : max(2, many)], stage)
-    return allocate(source, measured, target_bpw, candidates, dtype=dtype)
+    if measured is None:
+        each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
+        many = _STATES_BYTES // each
+        some = tokens[: max(1, many // tokens.shape[1]), : max(2, many)]
+        keep(measured := costs(source, some, stage, progress))
+    stage("weighing bits against each other")
+    return allocate(source, measured, target_bpw, candidates, dtype=dtype, progress=progress)
 
 
 def extremes(source: Source, candidates: Sequence[Quantization] = CANDIDATES) -> tuple[Plan, Plan]:
@@ -93,9 +100,15 @@ def allocate(
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
     dtype: mx.Dtype | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Quantization]:
-    """The same as `choose`, from costs that were `measured` before: path -> KL at 4 bits."""
-    hulls = {path: _hull(_options(source, path, cost, candidates, dtype)) for path, cost in measured.items()}
+    """The same as `choose`, from costs that were `measured` before: path -> KL at 4 bits. `progress` counts
+    layers.
+    """
+    hulls, count = {}, Count(len(measured), progress)
+    for path, cost in measured.items():
+        hulls[path] = _hull(_options(source, path, cost, candidates, dtype))
+        count(1)
     hulls = {path: hull for path, hull in hulls.items() if hull}
     sizes = {name.removesuffix(".weight"): prod(tensor.shape) for name, tensor in source.tensors.items()}
     rest = sum(
@@ -142,32 +155,62 @@ def _cost(plan: Mapping[str, Option]) -> float:
     return sum(cost for _, cost, _ in plan.values())
 
 
-def costs(source: Source, tokens: mx.array, stage: Stage = lambda title: None) -> dict[str, float]:
-    """The KL divergence (nats a token) on tokens [N, L] of rounding each layer, by path, alone to 4 bits."""
+def costs(
+    source: Source, tokens: mx.array, stage: Stage = untold, progress: Progress | None = None
+) -> dict[str, float]:
+    """The KL divergence (nats a token) on tokens [N, L] of rounding each layer, by path, alone to 4 bits.
+
+    `stage` is told which layer is rounded, `progress` through how many weights hidden states went, those of
+    each model with a rounded layer for itself.
+    """
     layers = Layers(source)
+    stage("choosing bits, embedding")
+    count = Count(_work(source), progress)
     # "" is the original
     states = {"": split(layers.embed(tokens)), EMBEDDING: split(_embedded(source, tokens))}
     for index in range(layers.count):
         stage(f"choosing bits, layer {index + 1} of {layers.count}")
         block = layers.block(index)
+        size = _block_weights(source, index)
         hidden = states[""]
         for path, state in states.items():
             states[path] = run(block, state)
+            count(size)
         for name in _LAYERS:
             weight = layers.weight(f"model.layers.{index}.{name}.weight")
             block.load_weights([(f"{name}.weight", _at_four_bits(weight))], strict=False)
             states[f"model.layers.{index}.{name}"] = run(block, hidden)
             block.load_weights([(f"{name}.weight", weight)], strict=False)
+            count(size)
     stage("choosing bits, head")
-    return _divergences(layers, states)
+    measured = _divergences(layers, states, count)
+    count.end()
+    return measured
 
 
-def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
+def _work(source: Source) -> int:
+    """The weights that `costs` sends hidden states through, all in all."""
+    blocks = range(source.config.num_hidden_layers)
+    many = 2  # the original, and the one with a rounded embedding
+    through = 0
+    for index in blocks:
+        many += len(_LAYERS)
+        through += many * _block_weights(source, index)
+    return through + (many + 1) * prod(Layers(source).head.shape)  # a rounded head, and the original twice
+
+
+def _block_weights(source: Source, index: int) -> int:
+    start = f"model.layers.{index}."
+    return sum(prod(tensor.shape) for name, tensor in source.tensors.items() if name.startswith(start))
+
+
+def _divergences(layers: Layers, states: dict[str, States], count: Count) -> dict[str, float]:
     """The mean KL divergence of each path's states from the original's, "", after the head; and that of a
     rounded head.
 
     KL(p || q) = sum p (log p - log q) needs the normalizer of q and the mean of its logits under p. Both add
-    up over pieces of the vocabulary, so that the head is read twice, whatever the number of states.
+    up over pieces of the vocabulary, so that the head is read twice, whatever the number of states. `count`
+    is told through how many of its weights they went.
     """
     headed = EMBEDDING if layers.config.tie_word_embeddings else HEAD
     normed = {}
@@ -178,6 +221,7 @@ def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
     softmax = Softmax(len(original))
     for rows in layers.head_pieces():
         softmax.add_logits(original @ rows.T)
+        count(rows.size)
     normalizer = softmax.normalizer
     paths = [path for path in normed if path not in ("", headed)] + [headed]
     expected = {path: mx.zeros(len(original)) for path in ("", *paths)}
@@ -192,6 +236,7 @@ def _divergences(layers: Layers, states: dict[str, States]) -> dict[str, float]:
             expected[path] += (chance * theirs).sum(-1)
             softmaxes[path].add_logits(theirs)
             mx.eval(expected[path])
+            count(rows.size)
     own = expected[""] - normalizer
     each = {path: own - expected[path] + softmaxes[path].normalizer for path in paths}
     return {path: float(kl.mean().item()) for path, kl in each.items()}  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.card.divergence import divergence
 from convert.card.quality import LayerError, Quality, summary
-from convert.progress import Progress
+from convert.progress import Count, Progress
 from convert.reading.finite import check_all_finite
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.source import Source
@@ -31,7 +31,8 @@ _SAME = (
 def measure(original: Source, result: Source, tokens: mx.array, progress: Progress | None = None) -> Quality:
     """Measure how far `result` is from `original` on texts, `tokens` [N, L], from their second tokens on.
 
-    `progress(done, total)` counts the weights of both that have been read. Raises ConvertError for two
+    `progress(done, total)` counts the weights of both that have been read; a tied head, which is read twice,
+    counts once. Raises ConvertError for two
     architectures or vocabularies, naming what differs; OptionError for fewer than two tokens or more than
     the context; PromptError for an id outside the vocabulary; CheckpointError for weights that are not
     finite.
@@ -39,7 +40,7 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     check_comparable(original, result)
     _check_tokens(original, result, tokens)
     first, second = Layers(original), Layers(result)
-    count = _Counter(original.parameters + result.parameters, progress)
+    count = Count(original.parameters + result.parameters, progress)
     ours, theirs = split(first.embed(tokens)), split(second.embed(tokens))
     count(2 * original.config.vocab_size * original.config.hidden_size)
     off = _distance(ours, theirs)
@@ -85,22 +86,6 @@ def check_comparable(original: Source, result: Source) -> None:
         raise ConvertError(
             f"{original.folder} and {result.folder} cannot be compared: they differ in {', '.join(differ)}"
         )
-
-
-class _Counter:
-    """Counts the weights that were read, and tells a callback."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def __call__(self, weights: int) -> None:
-        self.done = min(self.done + weights, self.total)  # a tied head is read twice
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-
-    def end(self) -> None:
-        """Count the norms and whatever else was not counted."""
-        self(self.total - self.done)
 
 
 def context(original: Source, result: Source) -> int:

@@ -11,17 +11,20 @@ import mlx.core as mx
 
 from convert.calibration.text import CalibratedOn
 from convert.card.command import own_name
+from convert.card.comparison import Comparison
 from convert.card.markdown import code
 from convert.card.page import CARD
-from convert.card.quality import Quality
-from convert.card.verdict import verdict
+from convert.card.verdict import place
 from convert.recipe import Plan
 from convert.size import Size
+from olmo3_mlx.checkpoints.names import is_hub_id
+from olmo3_mlx.errors import CheckpointError
 
 _RUNS = 4  # of layers that follow each other, named for one kind of them in a row of the table
 
 T = TypeVar("T")
 
+QUANTIZED, FINETUNE = "quantized", "finetune"  # relations of a model to its base, as the hub calls them
 _PUBLISHER = "allenai/"  # all of whose Olmo 3 checkpoints are under this licence:
 _LICENSE = "apache-2.0"
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
@@ -35,6 +38,8 @@ class ModelFacts:
     source               the checkpoint that was converted
     source_quantization  how that one is quantized itself, in words; "" if it is not
     base, license        the original's hub id and licence, as far as they are known
+    relation             how the source is related to the base: QUANTIZED if it is that one, FINETUNE if it
+                         was trained from it, None if nobody knows
     plan                 which layers are quantized, and how
     plain                the layers that could be quantized and are not, with their dtypes, by path
     dtype                of what is not quantized
@@ -48,6 +53,7 @@ class ModelFacts:
     source: str
     source_quantization: str
     base: str | None
+    relation: str | None
     license: str | None
     plan: Plan
     plain: Mapping[str, mx.Dtype]
@@ -58,19 +64,39 @@ class ModelFacts:
     chats: bool
 
 
-def origin(folder: Path) -> tuple[str | None, str | None]:
-    """The hub id of the original in a folder and its licence, as far as can be told.
+def origin(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """The hub id of the original in a folder with this config.json, how a result is related to it, and the
+    licence; each as far as it can be told.
 
-    What an original's own card calls its base is the model that it was trained from.
+    A download, and what the card of a conversion calls its base, are the original itself: QUANTIZED. What
+    any other card calls its base is the model that it was trained from: FINETUNE. What config.json calls
+    _name_or_path may be either.
     """
     front = _front_matter(folder / "README.md")
-    converted = front.get("library_name") == "mlx"
-    base = front.get("base_model") if converted else None
-    base = base if isinstance(base, str) else _hub_id(folder.resolve())
+    base, relation = None, None
+    if front.get("library_name") == "mlx":
+        base = _one_id(front.get("base_model"))
+        relation = FINETUNE if front.get("base_model_relation") == FINETUNE else QUANTIZED
+    if base is None:
+        base, relation = _hub_id(folder.resolve()), QUANTIZED
     known = front.get("license")
     if not isinstance(known, str):
         known = _LICENSE if base is not None and base.startswith(_PUBLISHER) else None
-    return base, known
+    if base is None:
+        base, relation = _one_id(config.get("_name_or_path")), None
+    if base is None:
+        base, relation = _one_id(front.get("base_model")), FINETUNE
+    return base, relation if base else None, known
+
+
+def _one_id(value: object) -> str | None:
+    """The hub id that a value is, or holds as the only one; a path that is one here, too, may be a folder."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    try:
+        return value if isinstance(value, str) and is_hub_id(value) else None
+    except CheckpointError:  # a file here
+        return None
 
 
 def source_name(folder: Path) -> str:
@@ -84,7 +110,7 @@ def _hub_id(folder: Path) -> str | None:
     return f"{cached[1]}/{cached[2]}" if cached else None
 
 
-def write_model_card(folder: Path, facts: ModelFacts, quality: Quality | None = None) -> None:
+def write_model_card(folder: Path, facts: ModelFacts, comparison: Comparison | None = None) -> None:
     """Write README.md, with the quality in a line or two if it was measured."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415  (slow to import)
 
@@ -96,8 +122,8 @@ def write_model_card(folder: Path, facts: ModelFacts, quality: Quality | None = 
         pipeline_tag="text-generation",
         tags=["mlx", "olmo3", *(f"{count}-bit" for count in bits)],
     )
-    if facts.base and bits:
-        data.base_model_relation = "quantized"  # type: ignore[attr-defined]  # the hub knows it
+    if facts.relation == FINETUNE or (facts.relation == QUANTIZED and bits):
+        data.base_model_relation = facts.relation  # type: ignore[attr-defined]  # the hub knows it
     verb, model = "chat" if facts.chats else "generate", shlex.quote(facts.name)
     text = f"""---
 {data.to_yaml()}
@@ -108,10 +134,10 @@ def write_model_card(folder: Path, facts: ModelFacts, quality: Quality | None = 
 {_summary(facts)}
 
 {_quantization(facts)}
-{_quality(facts, quality)}
+{_quality(facts, comparison)}
 ## Run it
 
-With [olmo3-mlx](https://pypi.org/project/olmo3-mlx/):
+With olmo3-mlx:
 
 ```
 olmo3 {verb} {"" if facts.chats else '"Once upon a time" '}--model {model}
@@ -128,32 +154,39 @@ Made by {facts.program}.
     (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 
 
-def _quality(facts: ModelFacts, quality: Quality | None) -> str:
-    if quality is None:
+def _quality(facts: ModelFacts, comparison: Comparison | None) -> str:
+    if comparison is None:
         return ""
+    quality = comparison.quality
     original = (
         "the quantized checkpoint that it was made from" if facts.source_quantization else "the original"
     )
     before, after = quality.perplexity
     return (
-        f"\n## Quality\n\nMeasured against {original}: **{verdict(quality)}**. Mean KL divergence "
-        f"{quality.kl_mean:.5f} nats, the same top token at {quality.agreement:.1%} of {quality.tokens:,} "
-        f"positions, perplexity {before:.3f} before and {after:.3f} after. [How, and where it is off]"
-        f"({CARD}).\n"
+        f"\n## Quality\n\nMeasured against {original}: **{comparison.verdict}** ({comparison.meaning}). "
+        f"Mean KL divergence {quality.kl_mean:.5f} nats, {place(quality.kl_mean)} (a small model's KL is not "
+        f"a large one's); the same top token at {quality.agreement:.1%} of {quality.tokens:,} positions; "
+        f"perplexity {before:.3f} before and {after:.3f} after on {comparison.text.described}. Other "
+        f"texts give other perplexities: what counts is the ratio, {after / before:.3f}. "
+        f"[How, and where it is off]({CARD}).\n"
     )
 
 
 def _summary(facts: ModelFacts) -> str:
     size = f"{facts.size.in_words}, {facts.size.bits_per_weight:.3f} bits per weight"
     base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base else ""
+    itself = base if facts.relation == QUANTIZED else ""
     if facts.source_quantization:
         return (
-            f"{base or 'An Olmo 3 model'}, dequantized for MLX to {facts.dtype} from the quantized "
+            f"{itself or 'An Olmo 3 model'}, dequantized for MLX to {facts.dtype} from the quantized "
             f"checkpoint {code(facts.source)} ({facts.source_quantization}): {size}. What quantizing "
             "lost is not back."
         )
     form = "quantized for MLX" if facts.plan.layers else f"in {facts.dtype} for MLX"
-    return f"{base or f'The Olmo 3 model {code(facts.source)}'} {form}: {size}."
+    model = itself or f"The Olmo 3 model {code(facts.source)}"
+    if base and not itself:
+        model += f", trained from {base}," if facts.relation == FINETUNE else f" (its config names {base})"
+    return f"{model} {form}: {size}."
 
 
 def _quantization(facts: ModelFacts) -> str:

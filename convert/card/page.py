@@ -8,7 +8,7 @@ import numpy as np
 from convert.card.comparison import FLATTERED, Comparison, versions
 from convert.card.markdown import code, table
 from convert.card.quality import Position, Quality
-from convert.card.verdict import limits
+from convert.card.verdict import ANCHORS, TABLE, limits, place
 
 CARD, FIGURES = "QUALITY.md", "quality.json"
 LAYERS_PICTURE, KL_PICTURE = "quality-layers.png", "quality-kl.png"
@@ -25,8 +25,11 @@ def page(comparison: Comparison) -> str:
         f"# How far {_name(comparison.result)} is from {_name(comparison.original)}",
         f"{verdict} {_sentence(quality)}{_caution(comparison)}",
         _figures(quality),
+        _perplexity(comparison),
         f"![KL divergence, position by position]({KL_PICTURE})",
         f"![Error of the hidden states, layer by layer]({LAYERS_PICTURE})",
+        "## What the word means",
+        _anchors(quality),
         "## How it was measured",
         _measuring(comparison),
         "## Where they differ most",
@@ -35,7 +38,7 @@ def page(comparison: Comparison) -> str:
         _layers(quality),
     ]
     if comparison.advice:
-        sections[3:3] = ["To come closer, try", "\n".join(f"- {line}" for line in comparison.advice)]
+        sections[4:4] = ["To come closer, try", "\n".join(f"- {line}" for line in comparison.advice)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -83,6 +86,34 @@ def _figures(quality: Quality) -> str:
     return table(rows)
 
 
+def _perplexity(comparison: Comparison) -> str:
+    """What a reader should not make of the perplexities."""
+    before, after = comparison.quality.perplexity
+    return (
+        f"Perplexity is on {comparison.text.described}. Other texts give other perplexities: what counts is "
+        f"the ratio of the two, {after / before:.3f} here."
+    )
+
+
+def _anchors(quality: Quality) -> str:
+    rows: list[tuple[str, ...]] = [
+        ("format", "mean KL, nats", "same top token", "users are told"),
+        ("---", "---:", "---:", "---"),
+    ]
+    rows += [
+        (a.name, f"{a.kl:.4f}", "" if a.agreement is None else f"{a.agreement:.1%}", a.said) for a in ANCHORS
+    ]
+    return (
+        f"{limits()} The lines are drawn by what is published of Llama 3 8B in the formats of llama.cpp, in "
+        f"[its own table]({TABLE}): good ends behind the last format that users are recommended.\n\n"
+        f"{table(rows)}\n\n"
+        f"The mean KL here, {quality.kl_mean:.4f}, lies {place(quality.kl_mean)}. That places it, no more: "
+        f"the table is of another model and another text (Wikitext-2). A small model's KL is not a large "
+        f"one's, as it loses more at the same bits; and models of one size differ: Llama 2 7B has 0.013 in "
+        f"q4_K_M."
+    )
+
+
 def _measuring(comparison: Comparison) -> str:
     count, length = comparison.text.tokens.shape
     used, calibrated_on = versions(), comparison.calibrated_on
@@ -91,13 +122,13 @@ def _measuring(comparison: Comparison) -> str:
         "" if calibrated_on is None else f"The result was calibrated on {calibrated_on.in_words}.\n\n"
     )
     return (
-        f"Both models read {count} sequences of {length:,} tokens from {comparison.text.name} "
-        f"(SHA-256 `{comparison.text.sha256[:16]}…`), in float32 on the {used['device'].upper()}{tf32}, "
+        f"Both models read {count} sequences of {length:,} tokens from {comparison.text.described}, "
+        f"SHA-256 `{comparison.text.sha256[:16]}…`, in float32 on the {used['device'].upper()}{tf32}, "
         f"and their predictions of every token but each sequence's first were compared: "
         f"{comparison.quality.tokens:,} in all. KL is "
         f"KL(original ‖ result) of the two distributions over the whole vocabulary; 0 is the same, and "
         f"± is one standard error. Perplexity alone can mislead, as a changed model can be better at some "
-        f"tokens and worse at others; KL cannot. {limits()}\n\n"
+        f"tokens and worse at others; KL cannot.\n\n"
         f"{calibrated}"
         f"This is one text. It says little about arithmetic, code, other languages, long contexts, or how "
         f"errors add up over a long answer: try what you need.\n\n"

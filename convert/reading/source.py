@@ -11,7 +11,7 @@ import mlx.core as mx
 from convert.quantized import part_names
 from convert.reading.native.checkpoint import files_read, is_native, open_native
 from convert.reading.remote import Remote, Shard, remote_tensors
-from convert.reading.stored import Dequantized, Stored, Tensor
+from convert.reading.stored import Dequantized, Stored, Tensor, reading
 from convert.size import Size
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.checkpoints.files import INDEX, has_weights, small_files
@@ -61,9 +61,14 @@ class Source:
         """Find and check it. Of a model on the hub the small files are fetched now, a shard when it is
         needed: to huggingface_hub's cache, or to the folder `shards` and then only until `release`.
 
-        Raises CheckpointError for tensors that are missing, extra or misshapen, OptionError for `shards` of
-        a folder, HubError.
+        Raises CheckpointError for files that cannot be read, and for tensors that are missing, extra or
+        misshapen; OptionError for `shards` of a folder, HubError.
         """
+        with reading(name):
+            return cls._open(name, revision, shards)
+
+    @classmethod
+    def _open(cls, name: str | Path, revision: str | None, shards: Path | None) -> "Source":
         hub_id = str(name) if is_hub_id(name) else None
         if shards is not None and hub_id is None:
             raise OptionError(f"{name} is a folder here: ", Setting("keep", False), " is for hub ids")
@@ -129,7 +134,9 @@ class Source:
     def check_unchanged(self) -> None:
         """Raise ConvertError if a file is another than it was when the source was opened."""
         for file, stamp in self.stamps.items():
-            if not file.is_file() or _stamp(file) != stamp:
+            with reading(file):
+                same = file.is_file() and _stamp(file) == stamp
+            if not same:
                 raise ConvertError(
                     f"{file} has changed during the conversion: begin again with what it is now"
                 )

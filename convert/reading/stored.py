@@ -1,6 +1,7 @@
 """Tensors as they lie in files, read some rows at a time."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -83,6 +84,19 @@ class Dequantized:
         array = dequantized([part.rows(start, stop) for part in self.parts], self.scheme)
         mx.eval(array)
         return array
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within it a file of a checkpoint is read, at `path` or below: the disk's errors become CheckpointError,
+    which blames the checkpoint, as whoever writes elsewhere would take them for faults of the destination.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else path
+        reason = error.strerror or error
+        raise CheckpointError(f"{named}: cannot be read ({reason}): check its permissions") from None
 
 
 def numpy_dtype(format: str) -> "np.dtype[Any]":

@@ -11,6 +11,7 @@ from olmo3_mlx.text.tokenizer import Tokenizer
 DEFAULT_TEXT = Path(__file__).parents[1] / "text" / "evaluation.txt"
 CALIBRATION_TEXT = DEFAULT_TEXT.with_name("calibration.txt")
 DEFAULT_NAME = "the text that comes with olmo3-mlx"
+DEFAULT_ABOUT = "English prose of 1730 to 1876: Newton, the Constitution of the United States, Mark Twain"
 CALIBRATION_NAME = "the calibration text that comes with olmo3-mlx"
 
 

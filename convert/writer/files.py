@@ -2,22 +2,26 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from convert.reading.stored import reading
 from convert.recipe import Plan
-from convert.writer.layout import Layout
+from convert.writer.layout import Layout, Spec
 from olmo3_mlx.checkpoints.files import INDEX, LICENSES, small_files
 from olmo3_mlx.config import FULL, SLIDING, Olmo3Config, RopeConfig
+from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
 
 _GENERATION = "generation_config.json"
 _WRITTEN = ("config.json", INDEX, "adapter_config.json")  # anew, or not at all
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5's, and the older one
 
 
 def write_index(folder: Path, layout: Layout, parameters: int) -> None:
@@ -30,34 +34,57 @@ def write_index(folder: Path, layout: Layout, parameters: int) -> None:
 
 
 def write_config(
-    folder: Path, data: Mapping[str, Any], config: Olmo3Config, plan: Plan, dtype: mx.Dtype | None
+    folder: Path,
+    data: Mapping[str, Any],
+    config: Olmo3Config,
+    plan: Plan,
+    specs: Mapping[str, Mapping[str, Spec]],
 ) -> None:
-    """Write config.json: the source's `data`, which was read as `config`, with the plan's quantization and
-    with the dtype of the rest, if that changed, in keys that mlx-lm reads too.
+    """Write config.json: the source's `data`, which was read as `config`, with what is true of the result:
+    the plan's quantization, and the dtype of its tensors, which `specs` lists for each weight. In keys that
+    mlx-lm reads too.
     """
     data = _with_older_rope(data, config.rope)
     for key in ("quantization", "quantization_config"):
         data.pop(key, None)
-    if dtype is not None:
-        data.pop("torch_dtype", None)
-        data["dtype"] = str(dtype).rpartition(".")[2]
-    quantization = _quantization(plan)
+    data |= dict.fromkeys([key for key in _DTYPE_KEYS if key in data] or _DTYPE_KEYS[:1], _dtype(specs))
+    quantization = _quantization(plan, Olmo3(config).quantizable())
     if quantization:
         data |= {"quantization": quantization, "quantization_config": quantization}
     write_json(folder / "config.json", data)
 
 
+def _dtype(specs: Mapping[str, Mapping[str, Spec]]) -> str:
+    """The dtype of the tensors that hold numbers as they are: weights, or scales; where they have several,
+    that of most numbers.
+    """
+    numbers: Counter[mx.Dtype] = Counter()
+    for parts in specs.values():
+        for spec in parts.values():
+            if mx.issubdtype(spec.dtype, mx.floating):
+                numbers[spec.dtype] += prod(spec.shape)
+    return str(numbers.most_common(1)[0][0]).rpartition(".")[2]
+
+
 def copy_files(source: Path, tokenizer_folder: Path, folder: Path) -> None:
-    """Copy the small files (tokenizer, template, generation defaults, licence) that are not written anew."""
+    """Copy the small files (tokenizer, template, generation defaults, licence) that are not written anew.
+    Raises CheckpointError for one that cannot be read, OSError if the disk does not take it.
+    """
     for name, file in _copied(source, tokenizer_folder).items():
+        content = _content(file)
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / name)
+        (folder / name).write_bytes(content)
 
 
 def copied_files(source: Path, tokenizer_folder: Path) -> dict[str, str]:
-    """The files that are copied, each with the SHA-256 of its content."""
+    """The files that are copied, each with the SHA-256 of its content. Raises CheckpointError."""
     files = _copied(source, tokenizer_folder)
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    return {name: hashlib.sha256(_content(file)).hexdigest() for name, file in files.items()}
+
+
+def _content(file: Path) -> bytes:
+    with reading(file):
+        return file.read_bytes()
 
 
 def _copied(source: Path, tokenizer_folder: Path) -> dict[str, Path]:
@@ -75,14 +102,17 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _quantization(plan: Plan) -> dict[str, Any]:
-    """The scheme of most layers, and those of layers that differ by their paths, as MLX reads them."""
+def _quantization(plan: Plan, layers: Iterable[str]) -> dict[str, Any]:
+    """The scheme of most layers, and those of `layers` that differ by their paths, as MLX reads them: False
+    for one that is not quantized.
+    """
     if not plan.layers:
         return {}
     schemes = list(plan.layers.values())
     default = max(schemes, key=schemes.count)
-    differing = {path: _keys(scheme) for path, scheme in plan.layers.items() if scheme != default}
-    return {**_keys(default), **differing}
+    differing: dict[str, Any] = {path: _keys(s) for path, s in plan.layers.items() if s != default}
+    plain = dict.fromkeys((path for path in layers if path not in plan.layers), False)
+    return {**_keys(default), **differing, **plain}
 
 
 def _keys(scheme: Quantization) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from convert.size import in_words
 from convert.writer.journal import LAYERS, begun
 from convert.writer.journal import NAME as JOURNAL
 from convert.writer.layout import Layout
+from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.durable import flush, lock, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error, Setting
 
@@ -32,6 +33,37 @@ def destination(dest: str | Path) -> Path:
     if path.name in ("", ".."):
         raise ConvertError(f"{dest} is no name for a new folder: choose another destination")
     return path
+
+
+def check_apart(dest: Path, *names: str | Path) -> None:
+    """Raise ConvertError if `dest`, an absolute path, is the folder of a checkpoint that is read, lies in it,
+    or holds it, through symbolic links too. `names` are checkpoints'; hub ids are never in the way.
+    """
+    for name in names:
+        if is_hub_id(name):
+            continue
+        folder = resolve(name)
+        try:
+            folder, place = folder.resolve(), dest.resolve()
+        except (OSError, RuntimeError, ValueError):  # no place at all, which is said when it is made
+            continue
+        if any(_same(folder, one) for one in (place, *place.parents)):
+            where = "is" if _same(folder, place) else "lies inside"
+            raise ConvertError(f"{dest} {where} {name}, which is to be read: choose another destination")
+        for work in (place, unfinished(place)):
+            if any(_same(work, each) for each in (folder, *folder.parents)):
+                raise ConvertError(
+                    f"{name}, which is to be read, lies in {work}, which is to be written: choose another "
+                    f"destination"
+                )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are there and are one folder, however they are spelled."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def resumable(dest: str | Path) -> bool:

@@ -1,16 +1,19 @@
 """The record of what a conversion has done so far, so that one that was killed can go on.
 
 One file, a line of JSON each, an object whose keys say what it records: first the conversion's ingredients,
-then every weight that was written with its tensors' checksums. A line that was cut short by a kill, or that
-records nothing known, ends what can be trusted: what lies behind it is done again.
+whose layers are null until their bits are chosen; what rounding each layer costs, where bits are chosen by
+that; then every weight that was written with its tensors' checksums. A line that was cut short by a kill,
+or that records nothing known, ends what can be trusted: what lies behind it is done again.
 """
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError, Setting
 
 NAME = "journal.jsonl"
@@ -37,7 +40,12 @@ _BEHIND: Mapping[str, Parts] = {
 
 
 class Journal:
-    """The record in a folder. Weights are known by their names in the source."""
+    """The record in a folder. Weights are known by their names in the source, layers by their paths.
+
+    ingredients  as they were begun with; their layers are None until their bits are chosen
+    costs        what rounding each layer costs, if that was measured
+    done         the weights that are written
+    """
 
     def __init__(self, folder: Path, ingredients: Ingredients) -> None:
         """Begin a journal, or go on with the one that is there.
@@ -46,26 +54,40 @@ class Journal:
         be written.
         """
         self._path = folder / NAME
+        self.costs: Mapping[str, float] | None = None
         self.done: dict[str, Sums] = {}
-        ingredients = json.loads(json.dumps(ingredients))
+        self.ingredients: Ingredients = json.loads(json.dumps(ingredients))
         lines = _lines(self._path)
-        if not lines or _is_written(lines[0]):
-            self._path.write_text(json.dumps(ingredients) + "\n", encoding="utf-8")
+        if not lines or _is_record(lines[0]):
+            self._write([self.ingredients])
             return
         earlier, *records = lines
-        check_same(folder, earlier, ingredients)
-        records = list(takewhile(_is_written, records))
-        self.done = {record["weight"]: record["sums"] for record in records}
+        check_same(folder, earlier, self.ingredients)
+        if earlier[LAYERS] is not None or self.ingredients[LAYERS] is None:
+            self.ingredients = earlier
+        records = list(takewhile(_is_record, records))
+        self.done = {record["weight"]: record["sums"] for record in records if _is_written(record)}
+        self.costs = next((record["costs"] for record in records if _is_costs(record)), None)
         # Anew, without a line that was cut short and would swallow the next.
-        self._path.write_text(
-            "".join(json.dumps(line) + "\n" for line in [earlier, *records]), encoding="utf-8"
-        )
+        self._write([self.ingredients, *records])
+
+    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_file(self._path, lambda new: new.write_text(text, encoding="utf-8"))
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def record_costs(self, costs: Mapping[str, float]) -> None:
+        """Record what rounding each layer costs, by its path."""
+        self.costs = costs
+        self._append({"costs": costs})
 
     def record(self, weight: str, sums: Sums) -> None:
         """Record that the tensors of a weight are written."""
         self.done[weight] = sums
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"weight": weight, "sums": sums}) + "\n")
+        self._append({"weight": weight, "sums": sums})
 
     def keep(self, tensors: Mapping[str, Collection[str]]) -> None:
         """Forget records that are not of a weight in `tensors` and all that it becomes, as listed there."""
@@ -81,12 +103,16 @@ class Journal:
 def begun(folder: Path) -> dict[str, Any]:
     """The ingredients of the conversion that was begun in a folder; empty if none was."""
     first = next(iter(_lines(folder / NAME)), {})
-    return {} if _is_written(first) else first
+    return {} if _is_record(first) else first
 
 
 def check_same(folder: Path, earlier: Ingredients, now: Ingredients) -> None:
-    """Raise ConvertError, saying what differs, if what was begun in `folder` has other ingredients."""
+    """Raise ConvertError, saying what differs, if what was begun in `folder` has other ingredients. Layers
+    whose bits are not chosen yet differ from none.
+    """
     differing = {key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key)}
+    if any(LAYERS in each and each[LAYERS] is None for each in (earlier, now)):
+        differing.discard(LAYERS)
     if differing <= {SETTINGS}:
         return
     reasons = [reason for key, reason in _AROUND.items() if key in differing]
@@ -127,6 +153,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             break
         lines.append(data)
     return lines
+
+
+def _is_record(line: Mapping[str, Any]) -> bool:
+    """Whether it records work, and not what the conversion was begun with."""
+    return _is_written(line) or _is_costs(line)
+
+
+def _is_costs(record: Mapping[str, Any]) -> bool:
+    """Whether it says what rounding layers costs, in the form that `record_costs` gives it."""
+    costs = record.get("costs")
+    return isinstance(costs, dict) and all(isinstance(c, float) and isfinite(c) for c in costs.values())
 
 
 def _is_written(record: Mapping[str, Any]) -> bool:

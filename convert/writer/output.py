@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from convert.progress import Count, Progress
 from convert.reading.stored import stored_tensors
 from convert.writer.journal import Journal, Sums
 from convert.writer.layout import Layout, Place
@@ -19,9 +20,12 @@ _READ_BYTES = 2**24  # at once, when a file is checked
 class Output:
     """The files of a result in a folder: at their full size from the start, and filled piece by piece."""
 
-    def __init__(self, folder: Path, layout: Layout, journal: Journal) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, journal: Journal, progress: Progress | None = None
+    ) -> None:
         """Make the files, or go on with those that are there: each weight that the journal records is
-        checked, and its record forgotten if the bytes are others. Raises OSError if the disk fails.
+        checked, and its record forgotten if the bytes are others. `progress` counts the bytes that are
+        checked, if any are. Raises OSError if the disk fails.
         """
         self._folder, self._layout, self._journal = folder, layout, journal
         self._sums: dict[str, hashlib._Hash] = {}  # of the weight being written
@@ -30,8 +34,10 @@ class Output:
             with (folder / file).open("r+b" if (folder / file).exists() else "x+b") as stream:
                 stream.write(header)
                 stream.truncate(layout.size(file))
+        recorded = [name for sums in journal.done.values() for name in sums]
+        count = self._count(recorded, progress if recorded else None)
         for weight, sums in list(journal.done.items()):
-            if self._sums_now(sums) != sums:
+            if self._sums_now(sums, count) != sums:
                 journal.forget(weight)
 
     def write(self, weight: str, piece: Mapping[str, mx.array]) -> None:
@@ -48,14 +54,17 @@ class Output:
             self._journal.record(weight, {name: total.hexdigest() for name, total in self._sums.items()})
             self._sums, self._written = {}, {}
 
-    def finish(self) -> None:
-        """Flush everything to the disk, and read it back. Raises ConvertError if that differs."""
+    def finish(self, progress: Progress | None = None) -> None:
+        """Flush everything to the disk, and read it back; `progress` counts its bytes. Raises ConvertError
+        if what is read differs.
+        """
         expected = {name: written for sums in self._journal.done.values() for name, written in sums.items()}
         assert expected.keys() == self._layout.places.keys()
         for file in self._layout.headers:
             flush(self._folder / file)
             _forget_cached(self._folder / file)
-        bad = [name for name, read in self._sums_now(expected).items() if read != expected[name]]
+        now = self._sums_now(expected, self._count(expected, progress))
+        bad = [name for name, read in now.items() if read != expected[name]]
         bad += [file for file in self._layout.headers if not self._as_laid_out(file)]
         if bad:
             raise ConvertError(
@@ -69,7 +78,10 @@ class Output:
             while data:
                 data = data[stream.write(data) :]
 
-    def _sums_now(self, names: Iterable[str]) -> Sums:
+    def _count(self, names: Iterable[str], progress: Progress | None) -> Count:
+        return Count(sum(self._layout.places[name].spec.nbytes for name in names), progress)
+
+    def _sums_now(self, names: Iterable[str], count: Count) -> Sums:
         """The SHA-256 of the bytes that the files hold now, for each tensor."""
         sums = {}
         for name in names:
@@ -80,6 +92,7 @@ class Output:
                 while left and (data := stream.read(min(left, _READ_BYTES))):
                     total.update(data)
                     left -= len(data)
+                    count(len(data))
             sums[name] = total.hexdigest()
         return sums
 

@@ -65,9 +65,9 @@ def _stopped(verb: str, stop: KeyboardInterrupt | Terminated) -> int:
     if isinstance(stop, Terminated):
         signum, said = stop.signal, f"ended by {stop.signal.name}"
     else:
-        signum, said = signal.SIGINT, ": ".join(("interrupted", *stop.args))
+        signum, said = signal.SIGINT, "interrupted"
     try:
-        print(f"olmo3 {verb}: {said}", file=sys.stderr)
+        print(f"olmo3 {verb}: {': '.join((said, *stop.args))}", file=sys.stderr)
         sys.stdout.flush()
     except OSError:
         _discard_output()

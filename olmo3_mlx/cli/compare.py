@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from olmo3_mlx.cli.bar import progress_bar, show
+from olmo3_mlx.cli.bar import progress_bar
 
 if TYPE_CHECKING:
     from convert import Comparison
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             revision_a=args.revision_a,
             revision_b=args.revision_b,
             card=args.card,
-            progress=lambda done, total: show(bar, done, total),
+            progress=bar.progress,
         )
     print(json.dumps(comparison.figures(), ensure_ascii=False) if args.json else _report(comparison))
     return 0
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(comparison: "Comparison") -> str:
     from convert.card.comparison import FLATTERED  # noqa: PLC0415
+    from convert.card.verdict import place  # noqa: PLC0415
 
     q = comparison.quality
     count, length = comparison.text.tokens.shape
@@ -83,7 +84,9 @@ def _report(comparison: "Comparison") -> str:
         ("size", f"{a.in_words} → {b.in_words}"),
         ("bits per weight", f"{a.bits_per_weight:.2f} → {b.bits_per_weight:.2f}"),
         ("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})"),
+        ("", "on this text: others give others, what counts is the ratio"),
         ("KL divergence", f"{q.kl_mean:.5f} ± {q.kl_error:.5f} nats on average"),
+        ("", place(q.kl_mean)),
         ("", f"{q.kl_median:.5f} median, {q.kl_99:.4f} 99th percentile, {q.kl_max:.3f} largest"),
         ("same top token", f"{q.agreement:.2%} of {q.tokens:,} positions"),
         ("hidden states", f"{q.layers[-1].accumulated:.2%} off after the last layer"),
@@ -93,7 +96,7 @@ def _report(comparison: "Comparison") -> str:
     lines = [
         f"{comparison.original} → {comparison.result}",
         *([f"the first is quantized itself ({quantized})"] if quantized else []),
-        f"on {count} × {length:,} tokens of {comparison.text.name}",
+        f"on {count} × {length:,} tokens of {comparison.text.described}",
         "",
         *(f"  {label:<16}{text}" for label, text in rows),
         "",

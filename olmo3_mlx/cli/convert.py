@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from olmo3_mlx.cli.bar import progress_bar, show
+from olmo3_mlx.cli.bar import progress_bar
+from olmo3_mlx.cli.interrupt import Terminated, ending_in_order
 from olmo3_mlx.cli.wording import worded
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ Those who know mlx_lm.convert: `--hf-path A --mlx-path B -q --q-bits 4 --q-group
 `A B --bits 4 --group-size 64` here, `--dequantize` is --dtype bfloat16, `--upload-repo` is --upload.
 
 DEST appears when it is complete and was read back. A run that was stopped leaves a hidden folder
-.DEST.unfinished beside it: go on with --resume, or remove it.
+.DEST.unfinished beside it: go on with --resume, or remove it. Stopped before it wrote anything
+down it leaves none, and --resume begins anew.
 """
 
 
@@ -124,13 +126,14 @@ def run(args: argparse.Namespace) -> int:
     from convert import convert  # noqa: PLC0415  (the library never needs it)
 
     options = _options(args)
-    with _resumable(args), progress_bar("beginning") as bar:
+    with ending_in_order(), _resumable(args), progress_bar("beginning") as bar:
         report = convert(
             args.source,
             args.dest,
             options,
-            progress=lambda done, total: show(bar, done, total),
-            stage=bar.set_description,
+            progress=bar.progress,
+            stage=bar.stage,
+            notice=lambda error: bar.say(worded(error)),
         )
     _tell_outcome(args, report)
     _tell_quality(args, report)
@@ -175,9 +178,9 @@ def _resumable(args: argparse.Namespace) -> Iterator[None]:
         )
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         if resumable(args.dest):
-            raise KeyboardInterrupt("what was done is kept, go on with --resume") from None
+            stop.args += ("what was done is kept, go on with --resume",)
         raise
 
 
@@ -188,12 +191,6 @@ def _tell_outcome(args: argparse.Namespace, report: "Report") -> None:
     if report.left_out:
         print(
             f"not quantized, as the group size does not divide their inputs: {', '.join(report.left_out)}",
-            file=sys.stderr,
-        )
-    if not report.tokenizer:
-        print(
-            "the result has no tokenizer.json, as its source has none: it cannot chat or generate until the "
-            "model's is copied into it (--tokenizer MODEL says from where)",
             file=sys.stderr,
         )
     print(

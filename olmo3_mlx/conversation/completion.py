@@ -104,8 +104,8 @@ def stream(
     or left out since; and it holds the answer afterwards. It is the place to ask for quantized caches.
 
     `options` are max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed and stop, see
-    Options; what is left out comes from generation_config.json. `progress(done, total)` is called
-    during prefill.
+    Options; what is left out comes from generation_config.json. `progress(done, total)` counts the
+    tokens that are read of those that must be: it is called before the first pass, and after each.
 
     Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError; only
     that memory runs out while the prompt is read (MemoryFitError) shows later.
@@ -174,6 +174,8 @@ def _answer(
         if progress is not None:
             progress(done, total)
 
+    if progress is not None:
+        progress(0, len(ids) - held)
     with wired():
         logits = session.prefill(ids[held:], snapshot=begins - held, progress=on_pass)
         tokens = session.decode(logits, sampler, limit)
