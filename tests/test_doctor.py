@@ -474,6 +474,16 @@ def test_macos_26_that_calls_itself_16_is_26(monkeypatch: Patch) -> None:
 # Checks, whatever they look at
 
 
+def test_a_kernel_that_cannot_be_compiled_is_not_called_a_wrong_one() -> None:
+    def look() -> Outcome:
+        raise RuntimeError('Failed to compile kernel: cannot open source file "crt/mma.h"')
+
+    finding = Check("caches", look, "cannot be trusted").finding()
+    assert finding.status == FAILED
+    assert "says nothing of its results" in finding.advice
+    assert "trusted" not in finding.advice
+
+
 def test_a_check_that_raises_is_a_finding_with_the_errors_line() -> None:
     def look() -> Outcome:
         raise RuntimeError("[metal::Device] Unable to load\n  kernel qmm")

@@ -2,6 +2,7 @@
 is attention over the numbers they stand for, which are never all unpacked."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -293,3 +294,22 @@ def test_other_bits_are_refused(bits: int) -> None:
 def test_group_sizes_that_no_kernel_takes_or_that_do_not_fit_are_refused(group: int, dim: int) -> None:
     with pytest.raises(OptionError, match=f"divide the head dimension {dim}, not {group}"):
         KVQuantization(8, group, dim)
+
+
+def test_what_is_packed_is_not_multiplied_where_mlx_does_it_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA: whoever has another GPU than Apple's gets the unpacked way, however few the queries."""
+    how = KVQuantization(8, 32, 32)
+    view = QuantizedKeysValues(how, how.encode(normal(1, 2, 40, 32), normal(1, 2, 40, 32, seed=1)), 0, 40)
+    queries = normal(1, 4, 1, 32, seed=2)
+    expected = np.array(view.attention(queries, scale=0.2, window=0), np.float64)
+
+    def wrong(*_: object) -> mx.array:
+        raise AssertionError("packed products")
+
+    monkeypatch.setattr(module, "_attention_packed", wrong)
+    monkeypatch.setattr("mlx.core.default_device", lambda: SimpleNamespace(type=mx.DeviceType.gpu))
+    monkeypatch.setattr("mlx.core.metal.is_available", lambda: False)
+    assert error(view.attention(queries, scale=0.2, window=0), expected) < 1e-5
+    monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
+    with pytest.raises(AssertionError, match="packed products"):
+        view.attention(queries, scale=0.2, window=0)

@@ -73,7 +73,7 @@ class KVQuantization:
         """`olmo3_mlx.caches.attention.attention` over the positions `span` of what `encode` gave."""
         keys, values = self.packed(arrays)
         queries = (_rotated(queries) * scale).astype(queries.dtype)
-        if queries.shape[2] <= FEW_QUERIES:
+        if queries.shape[2] <= FEW_QUERIES and _multiplies_packed():
             return _attention_packed(queries, keys, values, span, window)
         # Many queries: a few heads at a time, so that only their keys and values are ever unpacked.
         batch, heads = keys.codes.shape[:2]
@@ -109,6 +109,13 @@ class KVQuantization:
             Packed(arrays[0], arrays[1], key_bits, self.group_size),
             Packed(arrays[2], arrays[3], value_bits, self.group_size),
         )
+
+
+def _multiplies_packed() -> bool:
+    """False where keys and values are always unpacked: on CUDA, where MLX 0.32.4 gives wrong products with
+    several packed matrices at once, and with views of one (docs/decisions).
+    """
+    return mx.default_device().type == mx.DeviceType.cpu or mx.metal.is_available()
 
 
 def check_bits(bits: int) -> None:

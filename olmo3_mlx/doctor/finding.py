@@ -9,6 +9,11 @@ from olmo3_mlx.errors import Olmo3Error
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
+_NOT_COMPILED = (
+    "MLX could not compile a kernel, which says nothing of its results: install the file that the message "
+    "lacks (NVIDIA's crt/mma.h comes with `pip install nvidia-cuda-crt`), and look again"
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -52,7 +57,8 @@ class Check:
         except Olmo3Error as error:
             outcome = Outcome(FAILED, str(error))
         except Exception as error:  # whatever a broken machine does
-            outcome = Outcome(FAILED, " ".join(f"{type(error).__name__}: {error}".split()))
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            outcome = Outcome(FAILED, line, _NOT_COMPILED if "compile kernel" in line else "")
         seconds = time.perf_counter() - begun
         advice = (outcome.advice or self.advice) if outcome.status == FAILED else ""
         return Finding(self.name, outcome.status, outcome.detail, advice, seconds)
