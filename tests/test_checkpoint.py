@@ -288,6 +288,22 @@ def test_layers_of_different_bits_are_each_read_by_their_shapes(tmp_path: Path, 
     assert largest_difference(load(folder)[0](TOKENS), quantized(TOKENS)) < 1e-5
 
 
+@pytest.mark.parametrize("oddity", ["other bits", "an older index", "a shard without an index"])
+def test_interop_mlx_lm_reads_the_same_model(tmp_path: Path, tiny: Olmo3, oddity: str) -> None:
+    from mlx_lm.utils import load_model
+
+    entry = {"bits": 4, "group_size": 32}
+    quantized = quantized_model(entry, tiny)
+    said = {**entry, "bits": 8} if oddity == "other bits" else entry
+    folder = save_checkpoint(tmp_path / "packed", {**TINY, "quantization": said}, quantized.tensors())
+    if oddity == "an older index":
+        write_index(folder, dict.fromkeys(quantized.tensors(), "model-00001-of-00002.safetensors"))
+    if oddity == "a shard without an index":
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    theirs, _ = load_model(folder)
+    assert largest_difference(load(folder)[0](TOKENS), theirs(TOKENS)) < 1e-4
+
+
 # Files as other programs leave them
 
 
