@@ -17,6 +17,8 @@ from olmo3_mlx.quantization import QuantizationConfig
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 
+_MOST_LAYERS = 1000  # a number that no model has would keep us building one for hours
+
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
     "attention_factor", "beta_fast", "beta_slow", "truncate", "partial_rotary_factor",
@@ -95,7 +97,7 @@ class Olmo3Config:
             layer_types=layer_types,
             sliding_window=fields.integer("sliding_window") if SLIDING in layer_types else 0,
             rope=rope_by_layer_type(fields, layer_types),
-            rms_norm_eps=fields.number("rms_norm_eps"),
+            rms_norm_eps=fields.number("rms_norm_eps", least=1e-12),
             max_position_embeddings=_context_length(fields),
             tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
             eos_token_ids=fields.token_ids("eos_token_id"),
@@ -156,7 +158,7 @@ def rope_by_layer_type(fields: Fields, layer_types: tuple[str, ...]) -> dict[str
                               although those versions themselves applied it to every layer
     transformers 5.13 on      `rope_parameters`, one object per layer type
     """
-    if "rope_parameters" not in fields:
+    if fields.data.get("rope_parameters") in (None, {}):
         return _older_rope(fields, fields.number("rope_theta", least=1.0), layer_types)
     rope = _newer_rope(fields, layer_types)
     if "rope_scaling" in fields or "rope_theta" in fields:
@@ -266,6 +268,8 @@ def _refuse_other_architectures(fields: Fields) -> None:
 
 def _layer_types(fields: Fields) -> tuple[str, ...]:
     count = fields.integer("num_hidden_layers")
+    if count > _MOST_LAYERS:
+        raise fields.refuse("num_hidden_layers", f"at most {_MOST_LAYERS}")
     if "layer_types" not in fields:  # transformers' rule: every fourth layer is a full one
         return tuple(FULL if (i + 1) % 4 == 0 else SLIDING for i in range(count))
     kinds = fields.data["layer_types"]

@@ -112,6 +112,18 @@ def test_what_cannot_be_added_is_refused_and_not_added_elsewhere(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("said", ["<|endoftext|>", None])
+def test_the_older_map_of_special_tokens_wins_as_in_transformers(tmp_path: Path, said: str | None) -> None:
+    files: dict[str, Any] = {
+        CONFIG: {"eos_token": said},
+        "special_tokens_map.json": {"eos_token": "<|im_end|>"},
+    }
+    assert tokenizer(tmp_path, files=files).eos_token_ids == (END,)
+    files[CONFIG]["added_tokens_decoder"] = decoder(*ALL)  # the newer form
+    newer = ALL["<|endoftext|>"]["id"] if said else END
+    assert tokenizer(tmp_path, files=files).eos_token_ids == (newer,)
+
+
 def test_a_tokenizer_that_has_them_all_is_taken_as_it_is(tmp_path: Path) -> None:
     files = {CONFIG: {"added_tokens_decoder": decoder(*ALL), "eos_token": "<|endoftext|>"}}
     found = tokenizer(tmp_path, files=files)

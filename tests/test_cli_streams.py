@@ -93,3 +93,17 @@ def test_standard_input_that_is_no_text_gets_one_line(olmo3: Run, verb: str) -> 
     error = done.err.removeprefix(GREETING)
     assert_one_line(error, verb)
     assert "UTF-8" in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_was_said_is_kept_though_standard_output_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMO3_SESSIONS", str(tmp_path))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [OLMO3, "chat", "--session", "work", "--temperature", "0"],
+            input="My name is Ada.\n", stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "My name is Ada." in (tmp_path / "work" / "conversation.json").read_text()

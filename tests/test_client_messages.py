@@ -75,6 +75,10 @@ FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "a tuple of parts": ({"role": "user", "content": ("One",)}, {"role": "user", "content": "One"}),
     "a developer": ({"role": "developer", "content": "Brief."}, {"role": "system", "content": "Brief."}),
     "an object": (Dumped(role="user", content="One", name=None), {"role": "user", "content": "One"}),
+    "objects within": (
+        {"role": "assistant", "content": None, "tool_calls": [Dumped(**call("add", {"a": 1}))]},
+        {"role": "assistant", "tool_calls": [call("add", {"a": 1})]},
+    ),
     "arguments as text": (
         {"role": "assistant", "tool_calls": [call("add", '{"a": 1}')]},
         {"role": "assistant", "tool_calls": [call("add", {"a": 1})]},
@@ -121,6 +125,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "one message for a list": ({"role": "user", "content": "x"}, "expected a list of messages"),
     "a number for a list": (3, "expected a list of messages"),
     "null for a message": ([None], "expected messages with a role and content, got None"),
+    "a custom tool": (
+        [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "x"}}]}],
+        "expected tool_calls with a function's name",
+    ),
     "calls as a text": ([{"role": "assistant", "tool_calls": "add()"}], "expected a list of tool_calls"),
     "arguments in a list": (
         [{"role": "assistant", "tool_calls": [call("f", "[1]")]}],

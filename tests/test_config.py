@@ -392,7 +392,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "context 0": ({"max_position_embeddings": 0}, ("max_position_embeddings", "at least 1", "0")),
     "context null": ({"max_position_embeddings": None}, ("max_position_embeddings", "None")),
     "eps a text": ({"rms_norm_eps": "1e-6"}, ("rms_norm_eps", "a number", "'1e-6'")),
-    "eps negative": ({"rms_norm_eps": -1e-6}, ("rms_norm_eps", "at least 0", "-1e-06")),
+    "eps negative": ({"rms_norm_eps": -1e-6}, ("rms_norm_eps", "at least 1e-12", "-1e-06")),
     "eps true": ({"rms_norm_eps": True}, ("rms_norm_eps", "a number", "True")),
     "vocabulary false": ({"vocab_size": False}, ("vocab_size", "whole number", "False")),
     "vocabulary a list": ({"vocab_size": [100278]}, ("vocab_size", "whole number", "[100278]")),

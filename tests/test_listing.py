@@ -226,3 +226,12 @@ def test_a_conversation_that_is_removed_while_it_is_opened_is_not_opened(
     monkeypatch.setattr(saved, "lock", late)
     with pytest.raises(SessionError, match="another process has the session work open"):
         open_conversation("work").__enter__()
+
+
+@asks_a_parrot
+def test_a_name_as_long_as_the_disk_takes_is_removed_too(olmo3: Run, sessions: Path) -> None:
+    name = "日" * 84  # 252 bytes
+    converse(olmo3, name, "Hi")
+    assert [path.name for path in sessions.iterdir()] == [name]
+    assert olmo3("sessions", "--remove", name).code == 0
+    assert list(sessions.iterdir()) == []

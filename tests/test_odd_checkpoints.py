@@ -124,6 +124,7 @@ RUNS: dict[str, Change] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         }
     ),
+    "an empty RoPE block beside the older keys": config(rope_parameters={}),
     "null for what is absent": lambda folder: (folder / "config.json").write_text(
         json.dumps({**TINY, "head_dim": None, "rope_parameters": None, "quantization": None})
     ),
@@ -159,6 +160,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
         file("config.json", POINTER),
         r"config\.json: is a Git LFS pointer",
     ),
+    "a template that is a Git LFS pointer": (
+        file("chat_template.jinja", POINTER),
+        r"jinja: is a Git LFS pointer",
+    ),
+    "more layers than any model has": (
+        config(num_hidden_layers=10**8),
+        "num_hidden_layers must be at most 1000",
+    ),
+    "no eps": (config(rms_norm_eps=0), "rms_norm_eps must be a finite number of at least 1e-12"),
     "a web page for a config": (file("config.json", b"<!DOCTYPE html>"), "expected a JSON object"),
     "weights under another prefix": (
         tensors(lambda t: [t.update({f"_orig_mod.{n}": t.pop(n)}) for n in list(t)]),

@@ -78,7 +78,7 @@ def test_what_could_not_be_saved_is_told_by_the_type(
 
 
 UNREADABLE: dict[str, Any] = {
-    "content in parts": [{"role": "user", "content": ["Hello"]}],
+    "an image": [{"role": "user", "content": [{"type": "image_url"}]}],
     "no content": [{"role": "user"}],
     "a role that is no text": [{"role": 1, "content": "Hello"}],
     "lone surrogates": [{"role": "user", "content": "\ud800"}],
@@ -94,7 +94,7 @@ def test_what_could_not_be_read_back_does_not_replace_what_was_saved(
     demo: tuple[Olmo3, Tokenizer], messages: Any
 ) -> None:
     model, _ = demo
-    good = [{"role": "user", "content": "Hello", "mood": None}]
+    good = [{"role": "user", "content": "Hello", "mood": 3}]
     with open_conversation("work") as saved:
         session = Session(model, files=saved.files(model, CacheOptions()))
         saved.save(good, session)
@@ -117,3 +117,19 @@ def test_saving_over_caches_that_were_not_resumed_keeps_them_usable(demo: tuple[
         session = Session(model, files=saved.files(model, CacheOptions()))
         session.resume()
         assert list(session.tokens) == [*text, 5, 6]
+
+
+def test_messages_are_saved_in_every_form_that_a_chat_takes(demo: tuple[Olmo3, Tokenizer]) -> None:
+    model, _ = demo
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    said: list[Any] = [
+        {"role": "user", "content": [{"type": "text", "text": "Add."}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+    ]
+    with open_conversation("work") as saved:
+        saved.save(said, Session(model, files=saved.files(model, CacheOptions())))
+    with open_conversation("work") as saved:
+        assert saved.messages[0] == {"role": "user", "content": "Add."}
+        assert saved.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+        assert [message["role"] for message in saved.messages] == ["user", "assistant", "tool"]

@@ -72,7 +72,7 @@ def _read_lines(conversation: Conversation) -> int:
         import readline  # noqa: F401, PLC0415  (gives input() line editing and history)
     while conversation.open:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            line = _line()
             outcome = conversation.take(line.strip())
             done += [] if outcome is None else [outcome]
         except EOFError:
@@ -85,6 +85,16 @@ def _read_lines(conversation: Conversation) -> int:
         except UnicodeDecodeError as error:
             raise PromptError(f"standard input is not UTF-8 text: {error}") from None
     return 1 if done and not any(done) and not sys.stdin.isatty() else 0
+
+
+def _line() -> str:
+    """The next line of standard input. Raises EOFError at its end."""
+    if sys.stdin.isatty():
+        return input("> ")
+    line = sys.stdin.readline()  # `input` would need standard output, which may be full
+    if not line:
+        raise EOFError
+    return line
 
 
 def _resumed(session: Session, saved: SavedConversation, model: str) -> str:
@@ -105,13 +115,13 @@ def last_turn(messages: Sequence[Message]) -> list[str]:
     asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if asked is None:
         return []
-    question = messages[asked]["content"].strip()
+    question = messages[asked].get("content", "").strip()
     shown = question[:_SHOWN_LETTERS].splitlines()[:_SHOWN_LINES]
     lines = [f"> {shown[0] if shown else ''}", *shown[1:]]
     if len("\n".join(shown)) < len(question):
         lines[-1] += " ..."
     for message in messages[asked + 1 :]:
-        answer = message["content"].rpartition("</think>")[2].strip()
+        answer = message.get("content", "").rpartition("</think>")[2].strip()
         shown = answer[-_SHOWN_LETTERS:].splitlines()[-_SHOWN_LINES:]
         if shown and len("\n".join(shown)) < len(answer):
             shown[0] = f"... {shown[0]}"

@@ -144,7 +144,7 @@ class Conversation:
         if not self.chat.messages:
             print("(nothing was said yet)", file=sys.stderr)
         for message in self.chat.messages:
-            print(f"{message['role']}: {message['content']}")
+            print(f"{message['role']}: {message.get('content', '(calls tools)')}")
 
     def _start_anew(self, system: str | None = None) -> None:
         self.chat.reset(system)

@@ -12,7 +12,7 @@ from olmo3_mlx.generation.loop import Progress
 from olmo3_mlx.generation.unfinished import Unfinished
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.client_messages import Message
+from olmo3_mlx.text.client_messages import Message, normalized
 from olmo3_mlx.text.tokenizer import Tokenizer
 
 
@@ -46,7 +46,7 @@ class Chat:
         self.session = session or Session(model)
         self._answering = Unfinished()
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
-        self.messages: list[Message] = with_system(messages or (), system)
+        self.messages: list[Message] = with_system(normalized(messages or ()), system)
 
     @property
     def system(self) -> str | None:

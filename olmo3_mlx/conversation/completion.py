@@ -17,7 +17,7 @@ from olmo3_mlx.generation.sampling import Sampler
 from olmo3_mlx.memory.machine import MemoryWatch, wired
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.client_messages import Message
+from olmo3_mlx.text.client_messages import Message, normalized
 from olmo3_mlx.text.stop_strings import StopStrings
 from olmo3_mlx.text.tokenizer import Tokenizer
 
@@ -110,6 +110,8 @@ def stream(
     Errors are raised by the call itself, before any work: OptionError, PromptError, TemplateError; only
     that memory runs out while the prompt is read (MemoryFitError) shows later.
     """
+    if session is not None and not isinstance(session, Session):
+        raise OptionError(f"session must be a Session or None, not {session!r}")
     checked = GenerationOptions.of(model, tokenizer, **options)
     text, opening = _prompt_text(
         tokenizer, prompt, system=system, raw=raw, tools=tools, continued=continue_final_message
@@ -263,7 +265,7 @@ def _prompt_text(
     elif not isinstance(prompt, Sequence) or not prompt:
         raise PromptError(f"the conversation is empty, or none: expected messages, got {prompt!r}")
     else:
-        messages = cast(Sequence[Message], prompt)
+        messages = normalized(cast(Sequence[Message], prompt))
     return rendered(tokenizer, with_system(messages, system), tools, continued=continued)
 
 

@@ -71,7 +71,7 @@ def remove_conversation(name: str) -> None:
         raise SessionError(f"there is no session {name} in {folder}")
     if path.is_symlink():
         raise SessionError(f"{path} is a link: remove it, and what it leads to, by hand")
-    going = path.with_name(f"{REMOVED}{name}")
+    going = path.with_name(f"{REMOVED}{name[:60]}")  # a longer name may be more than the disk takes
     try:
         with (path / "lock").open("a") as lock_file:
             if not lock(lock_file) or not is_still(lock_file, path / "lock"):

@@ -27,8 +27,12 @@ def system_message(messages: Sequence[Message]) -> str | None:
 
 
 def are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """True for a list of messages in JSON's types, of which each has a text for `role` and for `content`."""
+    """True for a list of messages in JSON's types, of which each has a text for `role`, and for `content`
+    unless it calls tools.
+    """
     return isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        isinstance(m, dict)
+        and isinstance(m.get("role"), str)
+        and (isinstance(m.get("content"), str) or ("content" not in m and bool(m.get("tool_calls"))))
         for m in value
     )

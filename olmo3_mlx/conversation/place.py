@@ -170,7 +170,7 @@ def _copy(path: Path, place: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Remove a conversation's folder, whose name goes at once and what is in it afterwards."""
-    going = path.with_name(f"{_MOVED}{path.name}")
+    going = path.with_name(f"{_MOVED}{path.name[:60]}")
     shutil.rmtree(going, ignore_errors=True)
     path.rename(going)
     shutil.rmtree(going, ignore_errors=True)

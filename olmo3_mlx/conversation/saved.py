@@ -16,11 +16,11 @@ from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.conversation.messages import are_messages
 from olmo3_mlx.conversation.place import BUSY, check_name, former_folder, is_still, ready_folder
 from olmo3_mlx.durable import lock, replace_file
-from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError
+from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError, TemplateError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.files import SessionFiles
 from olmo3_mlx.sessions.session import Session
-from olmo3_mlx.text.client_messages import Message
+from olmo3_mlx.text.client_messages import Message, normalized
 
 _FORMAT = 1
 
@@ -91,15 +91,15 @@ def _serialized(messages: Sequence[Message], model: str | None) -> bytes:
     """The file's content. Raises OptionError for messages that could not be read back from it."""
     try:
         held_with = {} if model is None else {"model": model}
-        data = {"format": _FORMAT, **held_with, "messages": [dict(message) for message in messages]}
+        data = {"format": _FORMAT, **held_with, "messages": normalized(messages)}
         serialized = json.dumps(data, ensure_ascii=False, indent=1).encode()
         readable = are_messages(json.loads(serialized)["messages"])
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError, TemplateError):
         readable = False
     if not readable:
         raise OptionError(
             "these messages cannot be saved: expected a list of them, each with a text for role and for "
-            "content (valid Unicode), and with nothing that JSON does not have"
+            "content (valid Unicode) unless it calls tools, and with nothing that JSON does not have"
         )
     return serialized
 

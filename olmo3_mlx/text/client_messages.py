@@ -27,9 +27,7 @@ def normalized(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 
 def _normalized(message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        as_dict = getattr(message, "model_dump", None)  # a message of OpenAI's library
-        message = as_dict() if callable(as_dict) else message
+    message = _dumped(message)
     if not isinstance(message, Mapping):
         raise TemplateError(f"expected messages with a role and content, got {message!r}")
     found = {key: value for key, value in message.items() if value is not None}
@@ -46,6 +44,12 @@ def _normalized(message: Any) -> dict[str, Any]:
     return found
 
 
+def _dumped(value: Any) -> Any:
+    """An object of OpenAI's library as the dict that it stands for; whatever else it is, as it stands."""
+    dump = None if isinstance(value, Mapping) else getattr(value, "model_dump", None)
+    return dump() if callable(dump) else value
+
+
 def _text(content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
@@ -55,6 +59,7 @@ def _text(content: Any, role: str) -> str:
 
 
 def _part(part: Any) -> str:
+    part = _dumped(part)
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
@@ -73,8 +78,9 @@ def _calls(calls: Any) -> list[dict[str, Any]]:
 
 
 def _call(call: Any) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
+    call = _dumped(call)
+    function = _dumped(call.get("function", call)) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise TemplateError(f"expected tool_calls with a function's name and arguments, got {call!r}")
     arguments = function.get("arguments")
     if isinstance(arguments, str):

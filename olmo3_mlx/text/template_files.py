@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from olmo3_mlx.errors import TemplateError
+from olmo3_mlx.git_lfs import refuse_pointer
 from olmo3_mlx.text.added_tokens import token_text
 from olmo3_mlx.text.chat_template import ChatTemplate
 
@@ -34,7 +35,10 @@ def _of_files(folder: Path) -> dict[str, str | TemplateError]:
 
 def _read(path: Path) -> str | TemplateError:
     try:
+        refuse_pointer(path, TemplateError)
         return path.read_text(encoding="utf-8-sig")
+    except TemplateError as error:
+        return error
     except OSError as error:
         dangling = path.is_symlink() and not path.exists()
         reason = "it is a link to nothing: fetch the file again" if dangling else error.strerror

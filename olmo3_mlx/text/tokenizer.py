@@ -51,7 +51,7 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             refuse_pointer(path, TokenizerError)
             raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from None
-        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        config = _config(folder)
         backend = with_named_tokens(backend, path, config, _json(folder / "added_tokens.json"))
         # Some fine-tunes ship a file that cuts or pads what it encodes; a prompt is a prompt.
         backend.no_truncation()
@@ -188,6 +188,17 @@ class Detokenizer:
         rest: str = self._backend.decode(self._ids, skip_special_tokens=False)[self._length :]
         self._length += len(rest)
         return rest
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says. As in transformers, special_tokens_map.json overrides it where it is
+    of the older form, without `added_tokens_decoder`; else that adds what it leaves out.
+    """
+    config, names = (
+        {key: value for key, value in _json(folder / name).items() if value is not None}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    return {**names, **config} if "added_tokens_decoder" in config else {**config, **names}
 
 
 def _json(path: Path) -> dict[str, Any]:
