@@ -1,6 +1,7 @@
 """olmo3 chat: what its commands do, sessions that are kept, and Ctrl-C."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -393,3 +394,27 @@ def test_ctrl_c_at_the_prompt_does_not_leave_the_chat() -> None:
     assert b"/exit leaves" in read_until(process.stderr.fileno(), rb"leaves\)\n")
     done = finish(process, f"{SUM}\n".encode())
     assert (done.code, done.out) == (0, f"{ANSWER}\n")
+
+
+@asks_a_parrot
+def test_being_told_to_end_loses_neither_a_question_that_is_read_nor_an_answer_that_was_whole(
+    olmo3: Run, sessions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--session", "ada", "--temperature", "0"]
+
+    def told(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    def talk(line: str) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr("olmo3_mlx.cli.chat_commands.PrefillProgress.__call__", told)
+            return chat(olmo3, line, options=options).code
+
+    assert talk(SUM) == 128 + signal.SIGTERM
+    shown = chat(olmo3, "/retry", options=options)
+    assert f"> {SUM}\n(it has no answer yet: /retry answers it)" in shown.err
+    assert shown.out == f"{ANSWER}\n"
+    for line in ("/retry", "/edit Something else."):
+        assert talk(line) == 128 + signal.SIGTERM
+        assert chat(olmo3, "/history", options=options).out == f"user: {SUM}\nassistant: {ANSWER}\n"

@@ -126,4 +126,6 @@ def last_turn(messages: Sequence[Message]) -> list[str]:
         if shown and len("\n".join(shown)) < len(answer):
             shown[0] = f"... {shown[0]}"
         lines += shown
+    if asked == len(messages) - 1:
+        lines.append("(it has no answer yet: /retry answers it)")
     return lines

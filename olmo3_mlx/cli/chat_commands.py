@@ -2,17 +2,18 @@
 
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 
 from olmo3_mlx.cli.generate import ended, statistics
-from olmo3_mlx.cli.interrupt import PrefillProgress, interruptible
+from olmo3_mlx.cli.interrupt import PrefillProgress, Terminated, interruptible
 from olmo3_mlx.cli.nearest import did_you_mean
 from olmo3_mlx.cli.wording import worded
 from olmo3_mlx.conversation.chat import Chat
 from olmo3_mlx.conversation.completion import Completion
 from olmo3_mlx.conversation.saved import SavedConversation
 from olmo3_mlx.errors import CachesNotSavedError, MemoryFitError, PromptError, SessionError, TemplateError
+from olmo3_mlx.text.client_messages import Message
 
 HELP = """\
 /retry          answer the last message anew
@@ -68,6 +69,19 @@ class Conversation:
         What is said is kept before anything else is done, also where nobody reads it any more.
         """
         said: list[Completion] = []
+        earlier = list(self.chat.messages)
+        try:
+            return self._said(text, instead, said)
+        except Terminated:
+            if not said or said[-1].finish_reason is None:
+                # Nobody asked for half an answer instead of a whole one, or for a question to be forgotten.
+                if text is None or instead:
+                    self._kept(earlier)
+                elif not said:
+                    self._kept([*earlier, {"role": "user", "content": text}])
+            raise
+
+    def _said(self, text: str | None, instead: bool, said: list[Completion]) -> bool:
         with interruptible() as interrupted:
             try:
                 self._answer(text, instead, interrupted, said)
@@ -105,13 +119,13 @@ class Conversation:
                 if interrupted():
                     break
 
-    def _kept(self) -> str:
-        """Save the conversation, if it has a name; why that failed, if it did."""
+    def _kept(self, messages: Sequence[Message] | None = None) -> str:
+        """Save the conversation, or these messages of it, if it has a name; why that failed, if it did."""
         if self._saved is None:
             return ""
         try:
             with interruptible():  # Ctrl-C waits until it is on the disk
-                self._saved.save(self.chat.messages, self.chat.session)
+                self._saved.save(self.chat.messages if messages is None else messages, self.chat.session)
             self._told = False
             return ""
         except SessionError as error:
