@@ -112,6 +112,19 @@ def test_what_cannot_be_added_is_refused_and_not_added_elsewhere(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_spaces_that_a_token_takes_along_are_as_the_config_says(
+    tmp_path: Path, flag: str, shared: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    files = {CONFIG: {"added_tokens_decoder": decoder(*ALL, **{flag: True})}}
+    found = tokenizer(tmp_path, files=files)
+    text = "a  <|im_end|>  b"
+    expected = PreTrainedTokenizerFast.from_pretrained(tmp_path).encode(text, add_special_tokens=False)
+    assert found.encode(text) == expected != Tokenizer.from_folder(DEMO).encode(text)
+
+
 @pytest.mark.parametrize("said", ["<|endoftext|>", None])
 def test_the_older_map_of_special_tokens_wins_as_in_transformers(tmp_path: Path, said: str | None) -> None:
     files: dict[str, Any] = {

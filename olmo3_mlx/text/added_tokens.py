@@ -21,6 +21,7 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS: Mapping[str, bool] = {
     "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True,
 }  # fmt: skip
+_SPLITTING = ("single_word", "lstrip", "rstrip", "normalized")  # what changes how a text is split
 _NEXT = 2**32 - 1  # stands for the id of a token that gets the next one: the library's largest
 
 
@@ -28,30 +29,33 @@ def with_named_tokens(
     backend: Backend, path: Path, config: Mapping[str, Any], added: Mapping[str, Any]
 ) -> Backend:
     """The tokenizer of the file `path`, with the tokens that only tokenizer_config.json (`config`) or
-    added_tokens.json (`added`) name, under the ids that they have there; one without an id gets the next.
+    added_tokens.json (`added`) name, under the ids that they have there; one without an id gets the next. A
+    token that both have is as `added_tokens_decoder` says, as in transformers, under tokenizer.json's id.
 
     Raises TokenizerError if a token cannot have its id, or if nobody says which it has (transformers would
     give it another in silence); and for entries that are none.
     """
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing: dict[str, dict[str, Any]] = {}
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    changed: dict[str, dict[str, Any]] = {}
     for entry in (*_with_ids(path.parent, config, added), *_without_ids(config)):
-        if entry["content"] not in known:
-            missing.setdefault(entry["content"], entry)
-    return _completed(backend, path, missing) if missing else backend
+        token = known.get(entry["content"])
+        if token is None:
+            changed.setdefault(entry["content"], {**_FLAGS, **entry})
+        elif any(entry.get(flag, getattr(token, flag)) != getattr(token, flag) for flag in _SPLITTING):
+            flags = {flag: getattr(token, flag) for flag in _FLAGS}
+            changed.setdefault(entry["content"], {**flags, **entry})
+    return _completed(backend, path, changed) if changed else backend
 
 
-def _completed(backend: Backend, path: Path, missing: Mapping[str, dict[str, Any]]) -> Backend:
+def _completed(backend: Backend, path: Path, changed: Mapping[str, dict[str, Any]]) -> Backend:
     data = json.loads(path.read_text(encoding="utf-8"))
-    for content, entry in missing.items():
-        in_vocabulary = backend.token_to_id(content)
-        if in_vocabulary is not None:
-            entry["id"] = in_vocabulary
-    entries = [*data.get("added_tokens", ()), *missing.values()]
-    begin, taken = (
-        backend.get_vocab_size(with_added_tokens=False),
-        {entry["id"] for entry in entries} - {_NEXT},
-    )
+    for content, entry in changed.items():
+        known = backend.token_to_id(content)
+        entry["id"] = entry["id"] if known is None else known
+    kept = [entry for entry in data.get("added_tokens", ()) if entry["content"] not in changed]
+    entries = [*kept, *changed.values()]
+    begin = backend.get_vocab_size(with_added_tokens=False)
+    taken = {entry["id"] for entry in entries} - {_NEXT}
     free = set(range(begin, max(taken, default=0))) - taken
     nameless = [entry for entry in entries if entry["id"] == _NEXT]
     if nameless and free:
@@ -84,7 +88,7 @@ def _with_ids(folder: Path, config: Mapping[str, Any], added: Mapping[str, Any])
     decoder = config.get("added_tokens_decoder") or {}
     try:
         for token_id, token in decoder.items():
-            flags = {name: bool(token.get(name, default)) for name, default in _FLAGS.items()}
+            flags = {name: bool(token[name]) for name in _FLAGS if token.get(name) is not None}
             yield {**flags, "content": _text(token), "id": _id(token_id)}
     except (AttributeError, TypeError, ValueError):
         raise TokenizerError(
@@ -93,7 +97,7 @@ def _with_ids(folder: Path, config: Mapping[str, Any], added: Mapping[str, Any])
         ) from None
     try:
         for content, token_id in added.items():
-            yield {**_FLAGS, "content": _text(content), "id": _id(token_id)}
+            yield {"content": _text(content), "id": _id(token_id)}
     except (TypeError, ValueError):
         raise TokenizerError(
             f"{folder / 'added_tokens.json'}: expected an object of tokens with their ids"
@@ -108,7 +112,7 @@ def _without_ids(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for token in tokens:
         content = token_text(token)
         if content is not None:
-            yield {**_FLAGS, "content": content, "id": _NEXT}
+            yield {"content": content, "id": _NEXT}
 
 
 def _text(token: Any) -> str:
