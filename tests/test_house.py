@@ -35,8 +35,8 @@ FLOORS: dict[str, list[str]] = {
         "doctor: finding tolerances exact, facts golden subject kernels, known_faults demo_checks "
         "cache_checks passes conversion_check, machine_checks checkpoint_checks, examination",
         "doctor",
-        "cli: bar interrupt options wording drawing nearest standard_input, memory_table generate parser, "
-        "chat_commands, chat convert compare inspect revisions sessions doctor",
+        "cli: bar interrupt options wording drawing nearest standard_input columns, "
+        "memory_table generate parser, chat_commands, chat convert compare inspect revisions sessions doctor",
         "cli",
         "__main__",
     ],

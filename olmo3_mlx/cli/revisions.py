@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from olmo3_mlx.checkpoints.revisions import Revision, list_revisions
+from olmo3_mlx.cli.columns import in_columns
 
 _COLUMNS: dict[str, Callable[[Revision], str]] = {
     "stage": lambda r: _number(r.stage),
@@ -44,15 +45,8 @@ def _table(revisions: list[Revision]) -> list[str]:
     shown = {title: [cell(r) for r in revisions] for title, cell in _COLUMNS.items()}
     columns = [("revision", [r.name for r in revisions])]
     columns += [(title, cells) for title, cells in shown.items() if any(cells)]
-    widths = [max(map(len, (title, *cells))) for title, cells in columns]
     rows = [[title for title, _ in columns], *zip(*(cells for _, cells in columns), strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return in_columns(rows, left=[0])
 
 
 def _number(value: int | None) -> str:

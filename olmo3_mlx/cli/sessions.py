@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from olmo3_mlx.cli.columns import in_columns
 from olmo3_mlx.cli.nearest import did_you_mean
 from olmo3_mlx.conversation.listing import ConversationSummary, list_conversations, remove_conversation
 from olmo3_mlx.conversation.place import check_name, sessions_folder
@@ -71,16 +72,8 @@ def _checked(names: Sequence[str]) -> list[str]:
 
 def _table(found: Sequence[ConversationSummary]) -> list[str]:
     rows = [_TITLES, *(_row(each) for each in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            f"{cell:<{width}}" if i in _LEFT else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     wrong = [f"{each.name}: {each.problem}" for each in found if each.problem is not None]
-    return [*lines, *wrong]
+    return [*in_columns(rows, _LEFT), *wrong]
 
 
 def _row(summary: ConversationSummary) -> tuple[str, ...]:
