@@ -51,6 +51,14 @@ def lock(stream: IO[str]) -> bool:
     return True
 
 
+def is_still(stream: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at `path` now: what was locked may have been moved before."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except OSError:
+        return False
+
+
 def flush(path: Path) -> None:
     """Return when a file's content, or a folder's entries, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from convert.size import in_words
 from convert.writer.journal import LAYERS, begun
 from convert.writer.journal import NAME as JOURNAL
 from convert.writer.layout import Layout
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
-from olmo3_mlx.durable import flush, lock, remove_unfinished
+from olmo3_mlx.durable import flush, is_still, lock, remove_unfinished
 from olmo3_mlx.errors import ConvertError, HubError, Olmo3Error, Setting
 
 _LOCK = "lock"
@@ -96,7 +95,8 @@ def new_folder(dest: Path, *, resume: bool) -> Iterator[Path]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConvertError(f"cannot write to {dest.parent}: {reason}{hint}") from None
     with lock_file:
-        if not _locked(lock_file, folder / _LOCK):
+        # Another process may just have completed the folder, and given it its name.
+        if not lock(lock_file) or not is_still(lock_file, folder / _LOCK):
             raise ConvertError(f"another process is converting to {dest}: let it finish")
         new = not begun(folder)
         if not new and not resume:
@@ -166,16 +166,6 @@ def _remove_work(dest: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _locked(lock_file: IO[str], path: Path) -> bool:
-    """Whether we have the lock, and it is still the folder's: another process may just have completed that
-    one and given it its name.
-    """
-    try:
-        return lock(lock_file) and os.path.samestat(os.fstat(lock_file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _empty(folder: Path) -> None:

@@ -13,11 +13,10 @@ from olmo3_mlx.conversation.place import (
     REMOVED,
     check_name,
     former_folder,
-    is_still,
     ready_folder,
 )
 from olmo3_mlx.conversation.saved import SavedConversation
-from olmo3_mlx.durable import lock
+from olmo3_mlx.durable import is_still, lock
 from olmo3_mlx.errors import SessionError
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import IO
 
-from olmo3_mlx.durable import flush, lock
+from olmo3_mlx.durable import flush, is_still, lock
 from olmo3_mlx.errors import OptionError, SessionError
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -70,12 +69,9 @@ def check_name(name: str) -> None:
         )
 
 
-def is_still(lock_file: IO[str], path: Path) -> bool:
-    """Whether a lock that was taken is of what lies at `path` now: it may have been moved before it was."""
-    try:
-        return os.path.samestat(os.fstat(lock_file.fileno()), path.stat())
-    except OSError:
-        return False
+def nothing_said(folder: Path) -> bool:
+    """Whether there is no more of a conversation than its lock. Raises OSError."""
+    return {path.name for path in folder.iterdir()} == {"lock"}
 
 
 def move_conversations(former: Path, folder: Path) -> dict[str, str]:
@@ -113,7 +109,7 @@ def _moved(path: Path, folder: Path) -> bool:
             return False
         if not is_still(lock_file, path / "lock"):
             return True
-        if {each.name for each in path.iterdir()} == {"lock"}:  # nothing was said in it
+        if nothing_said(path):
             _remove(path)
             return True
         folder.mkdir(parents=True, exist_ok=True)

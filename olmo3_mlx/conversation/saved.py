@@ -14,8 +14,8 @@ from typing import Any
 from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.checkpoints.fingerprint import fingerprint
 from olmo3_mlx.conversation.messages import are_messages
-from olmo3_mlx.conversation.place import BUSY, check_name, former_folder, is_still, ready_folder
-from olmo3_mlx.durable import lock, replace_file
+from olmo3_mlx.conversation.place import BUSY, check_name, former_folder, nothing_said, ready_folder
+from olmo3_mlx.durable import is_still, lock, replace_file
 from olmo3_mlx.errors import CachesNotSavedError, OptionError, SessionError, TemplateError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.sessions.files import SessionFiles
@@ -137,6 +137,6 @@ def open_conversation(name: str) -> Iterator[SavedConversation]:
 def _leave(folder: Path) -> None:
     """Remove the folder of a conversation in which nothing was said. Its lock must be held."""
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} == {"lock"}:
+        if nothing_said(folder):
             (folder / "lock").unlink()
             folder.rmdir()
