@@ -70,7 +70,7 @@ def check_tokenizer(conversion: Conversion, notice: Notice) -> bool:
     if (folder / "tokenizer.json").is_file():
         try:
             with suppress(NoTemplateError):  # base models have none
-                Tokenizer.from_folder(folder).apply_chat_template([{"role": "user", "content": "Hello"}])
+                Tokenizer.from_folder(folder).check_chat_template()
         except Olmo3Error as error:
             reason = f"the result's tokenizer cannot be used ({error})"
         else:

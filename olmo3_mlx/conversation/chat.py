@@ -45,7 +45,7 @@ class Chat:
         self.options = GenerationOptions.of(model, tokenizer, **options)
         self.session = session or Session(model)
         self._answering = Unfinished()
-        tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # is there one?
+        tokenizer.check_chat_template()
         self.messages: list[Message] = with_system(normalized(messages or ()), system)
 
     @property

@@ -150,6 +150,10 @@ class Tokenizer:
             continue_final_message=continue_final_message,
         )
 
+    def check_chat_template(self) -> None:
+        """Raise NoTemplateError if there is no chat template, TemplateError if it renders no message."""
+        self.apply_chat_template([{"role": "user", "content": "Hello"}])
+
     def _template(self, name: str | None, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
         if not self.chat_templates:
             raise NoTemplateError
