@@ -32,10 +32,9 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     """Measure how far `result` is from `original` on texts, `tokens` [N, L], from their second tokens on.
 
     `progress(done, total)` counts the weights of both that have been read; a tied head, which is read twice,
-    counts once. Raises ConvertError for two
-    architectures or vocabularies, naming what differs; OptionError for fewer than two tokens or more than
-    the context; PromptError for an id outside the vocabulary; CheckpointError for weights that are not
-    finite.
+    counts once. Raises ConvertError for two architectures or vocabularies, naming what differs; OptionError
+    for fewer than two tokens or more than the context; PromptError for an id outside the vocabulary;
+    CheckpointError for weights that are not finite.
     """
     check_comparable(original, result)
     _check_tokens(original, result, tokens)

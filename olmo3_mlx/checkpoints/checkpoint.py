@@ -12,7 +12,7 @@ from typing import Unpack
 import mlx.core as mx
 
 from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
-from olmo3_mlx.checkpoints.files import check_whole_model, has_weights, weight_files
+from olmo3_mlx.checkpoints.files import check_whole_model, weight_files, weight_files_if_whole
 from olmo3_mlx.checkpoints.headers import TensorHeader, all_headers
 from olmo3_mlx.checkpoints.names import resolve
 from olmo3_mlx.checkpoints.stored_bits import with_stored_quantization
@@ -75,7 +75,8 @@ class Checkpoint:
         folder = Path(folder)
         check_whole_model(folder)
         path = folder / "config.json"
-        headers = all_headers(weight_files(folder)) if has_weights(folder) else None
+        files = weight_files_if_whole(folder)
+        headers = all_headers(files) if files else None
         data = with_stored_quantization(read_json(path), headers or {}, str(path))
         config = Olmo3Config.from_dict(data, str(path))
         path = folder / "generation_config.json"

@@ -55,10 +55,15 @@ def check_whole_model(folder: Path) -> None:
 
 def has_weights(folder: Path) -> bool:
     """True if a checkpoint's weights are all there."""
+    return bool(weight_files_if_whole(folder))
+
+
+def weight_files_if_whole(folder: Path) -> list[Path]:
+    """The same as `weight_files`; none if they are not all there."""
     try:
-        return bool(weight_files(folder))
+        return weight_files(folder)
     except CheckpointError:
-        return False
+        return []
 
 
 def weight_files(folder: Path) -> list[Path]:

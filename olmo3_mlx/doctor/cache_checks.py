@@ -1,14 +1,13 @@
 """Caches that were rewound, quantized, saved and resumed, against fresh ones. For any model."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
 
-from olmo3_mlx.caches.cache import Cache, rewind
+from olmo3_mlx.caches.cache import rewind
 from olmo3_mlx.caches.options import CacheOptions
 from olmo3_mlx.caches.quantized import FEW_QUERIES
 from olmo3_mlx.checkpoints.fingerprint import fingerprint
@@ -72,10 +71,12 @@ class CacheChecks:
         caches = model.make_caches(kv_bits=bits)
         mx.eval(model(mx.array([ids[:_BEFORE]]), caches, logits_to_keep=1))
         end = _BEFORE + _MANY
-        together = self._passes(ids, (_BEFORE, end), caches)
+        together = self._subject.passes(ids, (_BEFORE, end), caches)
         rewind(caches, _MANY)
         split = (_BEFORE, _BEFORE + 5, *range(_BEFORE + 6, end + 1))
-        outcome = self._compared("short passes beside a long one", self._passes(ids, split, caches), together)
+        outcome = self._compared(
+            "short passes beside a long one", self._subject.passes(ids, split, caches), together
+        )
         cost = float(relative_errors(together, self._unquantized).mean(stream=mx.cpu).item())  # type: ignore[arg-type]
         said = f"{outcome.detail}; unquantized ones by {cost:.2g}"
         if not self._judge_bits:
@@ -105,13 +106,6 @@ class CacheChecks:
     def _unquantized(self) -> mx.array:
         """Logits of the same tokens from fresh caches."""
         return self._subject.run(self._subject.ids[: _BEFORE + _MANY], _BEFORE)[_BEFORE:]
-
-    def _passes(self, ids: Sequence[int], ends: Sequence[int], caches: list[Cache]) -> mx.array:
-        pieces = []
-        for start, stop in pairwise(ends):
-            pieces.append(self._subject.model(mx.array([ids[start:stop]]), caches)[0])
-            mx.eval(pieces[-1])
-        return mx.concatenate(pieces)
 
     def _compared(self, what: str, found: mx.array, fresh: mx.array) -> Outcome:
         tolerance = AGREEMENT.of(self._subject.model.dtype)

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import mlx.core as mx
 
+from olmo3_mlx.caches.cache import Cache
 from olmo3_mlx.checkpoints.checkpoint import Checkpoint
 from olmo3_mlx.doctor.finding import PASSED, Outcome, judged
 from olmo3_mlx.model import Olmo3
@@ -78,8 +80,15 @@ class Subject:
 
     def run(self, ids: Sequence[int], chunk: int) -> mx.array:
         """Logits [n, V] after each of the ids, read `chunk` at a time into fresh caches."""
-        caches, pieces = self.model.make_caches(), []
-        for start in range(0, len(ids), chunk):
-            pieces.append(self.model(mx.array([ids[start : start + chunk]]), caches)[0])
+        ends = [*range(0, len(ids), chunk), len(ids)]
+        return self.passes(ids, ends, self.model.make_caches())
+
+    def passes(self, ids: Sequence[int], ends: Sequence[int], caches: list[Cache]) -> mx.array:
+        """Logits [n, V] after each of the ids from the first of `ends` to the last, a pass from each to the
+        next.
+        """
+        pieces = []
+        for start, stop in pairwise(ends):
+            pieces.append(self.model(mx.array([ids[start:stop]]), caches)[0])
             mx.eval(pieces[-1], [cache.state for cache in caches])
         return mx.concatenate(pieces)

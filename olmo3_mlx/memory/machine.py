@@ -16,8 +16,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def machine_bytes() -> int:
     """What this machine has for a model: on a Mac the working set that MLX recommends, on a CUDA
-    machine the GPU's memory, elsewhere all of RAM, or what a
-    container's limit leaves of it; or what the variable OLMO3_MEMORY says.
+    machine the GPU's memory, elsewhere all of RAM, or what a container's limit leaves of it; or what
+    the variable OLMO3_MEMORY says.
 
     OLMO3_MEMORY is a number of bytes, or one with K, M, G or T behind it (powers of 1024), such as
     12G or 1.5G. Raises OptionError for anything else.
