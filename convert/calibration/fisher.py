@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from convert.calibration.solving import with_ridge
+from convert.calibration.metric import with_ridge
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.softmax import Softmax
 from convert.reading.source import Source

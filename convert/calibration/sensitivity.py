@@ -15,7 +15,7 @@ from math import prod
 import mlx.core as mx
 
 from convert.calibration.calibration import EMBEDDING, HEAD
-from convert.calibration.gptq import searched
+from convert.calibration.grids import searched
 from convert.progress import Count, Progress, Stage, untold
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.softmax import Softmax
