@@ -23,9 +23,9 @@ from conftest import (
 
 from convert import convert as to_mlx
 from convert.calibration.calibration import Calibration
+from convert.calibration.text import CalibrationText
 from convert.card.measure import measure
 from convert.reading.source import Source
-from convert.reading.texts import text_tokens
 from convert.recipe import named
 from convert.writer.output import Output
 from olmo3_mlx import (
@@ -161,14 +161,16 @@ def test_cards_say_what_was_calibrated_on_and_that_figures_from_the_same_text_fl
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text("The rain had stopped before noon, and the road was dry again. " * 90)
-    flatter = "flatter the result, as it was calibrated on the text that it is measured on"
+    flatter = "flatter the result, as it was calibrated on a text that it is measured on"
     for measured_on in (text, other):
         dest = tmp_path / measured_on.stem
         given = ["--recipe", "mixed_4_5", "--calibrate", str(text), "--text", str(measured_on)]
         assert main(["convert", str(source), str(dest), *given]) == 0
         figures = json.loads((dest / "quality.json").read_text())
         sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
-        assert figures["calibration"] == {"name": "text.txt", "sha256": sha256, "tokens": 512}
+        assert figures["calibration"]["tokens"] == 512
+        read = {"kind": "text.txt", "name": "text.txt", "about": "", "sha256": sha256}
+        assert figures["calibration"]["texts"] == [{**read, "sequences": 8, "length": 64}]
         page = (dest / "QUALITY.md").read_text()
         assert f"The result was calibrated on 512 tokens of text.txt (SHA-256 `{sha256[:16]}…`)." in page
         told = capsys.readouterr().err
@@ -303,6 +305,11 @@ def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Pat
         ({"calibrate": True, "bits": None}, OptionError, "nothing is quantized, .*leave out calibrate"),
         ({"calibrate": True, "keep": False}, OptionError, "leave out keep=False"),
         ({"calibrate": "no/such/file"}, OptionError, "no/such/file: the text cannot be read"),
+        (
+            {"calibrate": ()},
+            OptionError,
+            r"^calibrate must be True, False, a text file or several, not \(\)$",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_work(
@@ -328,7 +335,10 @@ def test_memory_that_does_not_suffice_is_said_before_the_work(
 
 def test_a_text_too_short_to_calibrate_on_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(OptionError, match=r"the text is too short: 256 tokens are needed"):
+    with pytest.raises(
+        OptionError,
+        match=r"short\.txt is too short: 256 tokens are needed \(4 .* it has \d: give",
+    ):
         to_mlx(source, tmp_path / "dest", calibrate=tmp_path / "short.txt")
 
 
@@ -420,8 +430,8 @@ def test_blocks_in_which_nothing_is_quantized_are_run_all_the_same(
     found = mx.load(str(tmp_path / "dest" / "model.safetensors"))
     assert isinstance(found, dict)
     origin, plan = Source.open(source), named(recipe).plan(Olmo3(Source.open(source).config)).layers
-    tokenizer = Tokenizer.from_folder(source)
-    calibration = Calibration(origin, plan, text_tokens(text.read_text(), tokenizer, 64, 8))
+    tokens = CalibrationText.read([text], source, origin.config).tokens
+    calibration = Calibration(origin, plan, tokens)
     calibration.embedding()
     for index in range(2):
         wanted = calibration.block(index)

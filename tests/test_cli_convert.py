@@ -62,7 +62,9 @@ def test_convert_measures_what_came_out_unless_told_not_to(
     done = olmo3("convert", tiny_checkpoint, dest, "--group-size", 32, "--bits", 2, "--text", text)
     assert done.code == 0
     assert re.search(
-        r"^quality: poor \(.*\): KL \d\.\d{5}, same top token \d+\.\d%, perplexity ", done.out, re.M
+        r"^quality: poor \(.*\); see QUALITY.md\n  text  KL \d\.\d{5} ± \d\.\d{5}  same top token .*% .* -> ",
+        done.out,
+        re.M,
     )
     assert "the result is poor; try\n  - more bits: `--bits 3`" in done.err
     assert "--group-size" not in done.err
@@ -80,7 +82,7 @@ def test_a_text_too_short_to_measure_on_is_refused_before_the_work(
     done = olmo3("convert", tiny_checkpoint, tmp_path / "dest", "--text", text)
     assert (done.code, done.out) == (2, "")
     assert_one_line(done.err, "convert")
-    assert "the text is too short" in done.err
+    assert "error: text is too short: 32 tokens are needed (1 sequence of 32), it has 4: give" in done.err
     assert not list(tmp_path.glob(".dest*"))
 
 

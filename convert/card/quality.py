@@ -129,7 +129,7 @@ def _figures(divergence: Divergence, shape: tuple[int, ...], rows: NDArray[np.bo
     same = of((divergence.top[0] == divergence.top[1]).astype(np.float64))
     apart = np.abs(np.exp(log[0]) - np.exp(log[1]))
     ratio = float(np.exp((log[0] - log[1]).mean()))
-    (median, high, highest), errors = _quantiles(kl)
+    (median, high, highest), errors = quantiles(kl)
     return Figures(
         tokens=kl.size,
         perplexity=(perplexity(log[0]), perplexity(log[1])),
@@ -157,8 +157,10 @@ def standard_error(values: Floats) -> float:
     return float(means.std(ddof=1) / np.sqrt(means.size)) if means.size > 1 else 0.0
 
 
-def _quantiles(values: Floats) -> tuple[list[float], list[float]]:
-    """The quantiles of `values` [N, P], and their standard errors."""
+def quantiles(values: Floats) -> tuple[list[float], list[float]]:
+    """The median and the 99th and 99.9th percentiles of `values` [N, P], whose rows are neighbours; and their
+    standard errors.
+    """
     runs, draw = _runs(values), np.random.default_rng(0)
     drawn = [
         np.quantile(np.concatenate([runs[i] for i in draw.integers(len(runs), size=len(runs))]), _QUANTILES)

@@ -56,8 +56,8 @@ def as_many_of_each(texts: Sequence[Tokenized], length: int, count: int) -> Sequ
     for text in texts:
         if text.count < length * count:
             raise OptionError(
-                f"{text.label.name} is too short: {length * count} tokens are needed ({count} sequences of "
-                f"{length}), it has {text.count}: give a longer one, or read fewer of each"
+                f"{text.label.name} is too short: {length * count} tokens are needed "
+                f"({_in_words(count, length)}), it has {text.count}: give a longer one"
             )
     rows = [cut(text, length, count) for text in texts]
     kinds = tuple(text.label.kind for text in texts for _ in range(count))
@@ -122,7 +122,7 @@ def _check_long_enough(texts: Sequence[Tokenized], whole: Sequence[int], length:
         )
         each = f" ({has})" if len(texts) > 1 else ""
         raise OptionError(
-            f"{one} {verb} too short: {length * least} tokens are needed ({least} sequences of {length}), "
+            f"{one} {verb} too short: {length * least} tokens are needed ({_in_words(least, length)}), "
             f"{they} {sum(text.count for text in texts)}{each}: give {them}"
         )
     for text, sequences in zip(texts, whole, strict=True):
@@ -131,6 +131,10 @@ def _check_long_enough(texts: Sequence[Tokenized], whole: Sequence[int], length:
                 f"{text.label.name} is too short: {length} tokens are needed, one sequence, it has "
                 f"{text.count}: give a longer one, or leave it out"
             )
+
+
+def _in_words(count: int, length: int) -> str:
+    return f"{count} sequence{'s' if count > 1 else ''} of {length}"
 
 
 def _shares(whole: Sequence[int], weights: Sequence[int], count: int) -> list[int]:
