@@ -86,6 +86,25 @@ def test_a_text_too_short_to_measure_on_is_refused_before_the_work(
     assert not list(tmp_path.glob(".dest*"))
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--calibrate", "MODEL", "DEST"], "--calibrate took what follows it: write SOURCE DEST before"),
+        (["--bits", "4", "--calibrate", "a.txt", "MODEL", "DEST"], "write SOURCE DEST before --calibrate"),
+        (["MODEL", "--calibrate", "DEST"], "write DEST before --calibrate"),
+        (
+            ["--text", "a.txt", "MODEL", "DEST"],
+            "--text took what follows it: write SOURCE DEST before --text",
+        ),
+    ],
+)
+def test_a_flag_that_took_source_and_destination_is_named(olmo3: Run, command: list[str], said: str) -> None:
+    done = olmo3("convert", *command)
+    assert done.code == 2
+    assert said in done.err.splitlines()[-1]
+    assert "took what" not in olmo3("convert", "--calibrate").err
+
+
 def test_a_card_without_the_original_is_refused(olmo3: Run, tmp_path: Path) -> None:
     done = olmo3("convert", "some/model", tmp_path / "dest", "--card", "--no-keep")
     assert (done.code, done.out) == (2, "")
@@ -137,7 +156,7 @@ class Terminal(io.StringIO):
 def test_a_bar_says_what_converting_is_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.preparing._TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert main(["convert", str(tiny_checkpoint), str(tmp_path / "dest")]) == 0
     said = dict.fromkeys(re.findall(r"([a-z][a-z, 0-9%]*): +\d+%\|", terminal.getvalue()))
