@@ -301,11 +301,11 @@ def test_texts_that_are_too_short_say_what_they_have() -> None:
     with pytest.raises(
         OptionError, match=r"^a is too short: 80 tokens .* \(8 .* of 10\), it has 75: give a long"
     ):
-        shared_out([text_of("a", 75)], 10, 20, 8)
+        shared_out([text_of("a", 75)], 10, 20, 8, {})
     short = (
         r"^the texts are too short: 80 tokens are needed \(8 .*\), they have 75 \(a 35, b 40\): give more$"
     )
     with pytest.raises(OptionError, match=short):
-        shared_out([text_of("a", 35), text_of("b", 40)], 10, 20, 8)
+        shared_out([text_of("a", 35), text_of("b", 40)], 10, 20, 8, {})
     with pytest.raises(OptionError, match=r"^b is too short: 10 tokens are needed, one sequence, it has 9: "):
-        shared_out([text_of("a", 350), text_of("b", 9)], 10, 20, 8)
+        shared_out([text_of("a", 350), text_of("b", 9)], 10, 20, 8, {})

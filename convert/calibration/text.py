@@ -1,7 +1,7 @@
 """The texts that a model is calibrated on: cut into tokens, and named in the result's cards."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,20 @@ class CalibrationText:
         """
         tokenizer = Tokenizer.from_folder(tokenizer_folder)
         texts = calibration_texts(tokenizer) if files is None else read_files(files, tokenizer)
-        return cls.of([text.tokenized(tokenizer) for text in texts], config)
+        tokenized = [text.tokenized(tokenizer) for text in texts]
+        return cls.of(tokenized, config, _WEIGHTS if files is None else {})
 
     @classmethod
-    def of(cls, texts: Sequence[Tokenized], config: Olmo3Config) -> "CalibrationText":
-        """Share out the tokens to be read among texts, for a model with this config.
+    def of(
+        cls, texts: Sequence[Tokenized], config: Olmo3Config, weights: Mapping[str, int]
+    ) -> "CalibrationText":
+        """Share out the tokens to be read among texts, for a model with this config: to each the same, or as
+        many times as much as `weights` says of its kind.
 
         Raises OptionError for texts that are too short, and PromptError for tokens outside the vocabulary.
         """
         length = min(_LENGTH, config.max_position_embeddings)
-        cut = shared_out(texts, length, _TOKENS // length, _LEAST_TOKENS // length, _WEIGHTS)
+        cut = shared_out(texts, length, _TOKENS // length, _LEAST_TOKENS // length, weights)
         check_token_ids(cut.tokens, config.vocab_size)
         return cls(cut.tokens, cut.kinds, CalibratedOn(cut.texts))
 

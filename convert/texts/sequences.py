@@ -69,7 +69,7 @@ def shared_out(
     length: int,
     count: int,
     least: int,
-    weights: Mapping[str, int] | None = None,
+    weights: Mapping[str, int],
 ) -> Sequences:
     """Cut `count` sequences of `length` tokens out of all texts together, or as many as they have, if those
     are at least `least`. Each text gives the same number of them, or so many times as many as `weights`
@@ -80,7 +80,7 @@ def shared_out(
     """
     whole = [text.count // length for text in texts]
     _check_long_enough(texts, whole, length, least)
-    shares = _shares(whole, [(weights or {}).get(text.label.kind, 1) for text in texts], count)
+    shares = _shares(whole, [weights.get(text.label.kind, 1) for text in texts], count)
     kept = [(text, share) for text, share in zip(texts, shares, strict=True) if share]
     rows = []
     for place, (text, share) in enumerate(kept):
