@@ -175,13 +175,14 @@ def test_files_that_cannot_be_read_are_refused(
     monkeypatch.chdir(tmp_path)
     Path("latin1.txt").write_bytes(b"caf\xe9")
     Path("a.txt").write_text("one")
-    for files, said in (
+    cases: list[tuple[list[str | Path], str]] = [
         (["none.txt"], r"^none\.txt: the text cannot be read \(No such file or directory\)$"),
         (["latin1.txt"], r"^latin1\.txt: expected a text in UTF-8$"),
         (["."], r"^\. is a folder: expected a text file, or conversations in a \.jsonl file$"),
         (["a.txt", "a.txt"], r"^a\.txt is named twice: name each text once$"),
         (["a.txt", tmp_path / "a.txt"], r"a\.txt is named twice \(as a\.txt, too\): name each text once$"),
-    ):
+    ]
+    for files, said in cases:
         with pytest.raises(OptionError, match=said):
             read_files([Path(file) for file in files], words)
 
