@@ -71,8 +71,8 @@ def recorded() -> dict[str, Any]:
 
 
 def ran(command: str, work: Path, env: dict[str, str]) -> str:
-    """What a command prints, standard error included, but for the lines that tell how far a long work is: on a
-    terminal that is a bar, which goes.
+    """What a command prints, standard error included, but for the lines that tell how far a long work is: on
+    a terminal that is a bar, which goes.
     """
     done = subprocess.run(
         command,

@@ -94,6 +94,41 @@ def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
     assert "**›**" in (tmp_path / "QUALITY.md").read_text()
 
 
+def test_several_files_are_measured_apart_conversations_through_the_template(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rain.txt").write_text("The rain had stopped before noon, and the road was dry again. " * 30)
+    messages = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "It is."}]
+    Path("chats.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 9)
+    done = olmo3("compare", *pair, *FEW, "--text", "rain.txt", "chats.jsonl")
+    kinds = ["rain.txt", "chats.jsonl"]
+    assert done.out.splitlines()[1] == "on 4 × 32 tokens of 2 texts (rain.txt, chats.jsonl)"
+    assert [line.split()[0] for line in done.out.splitlines()[4:7]] == [*kinds, "all"]
+    found = json.loads(olmo3("compare", *pair, *FEW, "--text", *kinds, "--json").out)
+    assert list(found["kinds"]) == kinds
+    assert json.loads(olmo3(*shlex.split(found["command"])[1:], "--json").out) == found
+    assert compare(*pair, tokens=64, length=32, text=kinds).quality.kl_mean == found["kl_mean"]
+    alone = json.loads(olmo3("compare", *pair, *FEW, "--text", "chats.jsonl", "--json").out)
+    assert alone["kl_mean"] == pytest.approx(found["kinds"]["chats.jsonl"]["kl_mean"], rel=1e-6)
+    renamed = Path(shutil.copytree(pair[0], "stage"))
+    words = (renamed / "tokenizer.json").read_text().replace("<|im_end|>", "<|renamed|>")
+    (renamed / "tokenizer.json").write_text(words)
+    assert olmo3("compare", pair[0], renamed, *FEW, "--text", "chats.jsonl").code == 0
+    done = olmo3("compare", *pair, *FEW, "--text", "rain.txt", "rain.txt")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "rain.txt is named twice" in done.err
+
+
+def test_a_base_checkpoint_is_not_measured_on_conversations(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(pair[0], tmp_path / "base", ignore=shutil.ignore_patterns("chat_template*"))
+    found = json.loads(olmo3("compare", base, pair[1], *FEW, "--json").out)
+    assert list(found["kinds"]) == KINDS[:-1]
+    assert found["decided_by"] in KINDS[:-1]
+
+
 def test_a_cards_folder_is_made_and_a_card_that_it_holds_is_not_overwritten(
     olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -302,4 +337,4 @@ def test_an_argument_of_another_type_is_refused_by_its_name(name: str) -> None:
 
 
 def test_sequences_are_no_longer_than_both_models_take(pair: tuple[Path, Path]) -> None:
-    assert compare(*pair, tokens=600).texts.tokens.shape == (8, 256)
+    assert compare(*pair, tokens=300).texts.tokens.shape == (4, 256)
