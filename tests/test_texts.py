@@ -1,5 +1,6 @@
 """Texts by kind: files, conversations through a checkpoint's own template, and sequences cut out of them."""
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import convert
 from convert.texts.conversations import Conversations, parsed
 from convert.texts.files import read_files
 from convert.texts.kinds import Label, Tokenized
@@ -20,6 +22,7 @@ from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.errors import TemplateError
 from olmo3_mlx.text.chat_template import ChatTemplate
 
+SHIPPED = Path(convert.__file__).parent / "text"
 KINDS = ["prose", "documents", "code", "mathematics", "questions", "languages", "conversations"]
 USER = {"role": "user", "content": "Is it raining in Oslo?"}
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "rain", "arguments": '{"city": "Oslo"}'}}]}
@@ -221,6 +224,19 @@ def test_conversations_that_a_template_cannot_show_are_left_out_and_counted(
     assert fewer.label.about.endswith(f", which shows {len(fewer.documents)} of {len(whole.documents)}")
     assert any("</think>" in document for document in fewer.documents)
     assert not any("</think>" in document for document in whole.documents)
+
+
+def test_a_template_that_shows_less_than_half_of_the_conversations_gives_no_such_kind(
+    words: Tokenizer,
+) -> None:
+    short = "{% if messages[0].content | length > 60 %}{{ raise_exception('no') }}{% endif %}"
+    picky = Tokenizer(words.backend, ChatTemplate(f"{short}{THINKS}"))
+    shown = 0
+    for line in (SHIPPED / "evaluation" / "conversations.jsonl").read_text().splitlines():
+        with contextlib.suppress(TemplateError):
+            shown += bool(Conversations(picky).written(parsed(line, "")[0]))
+    assert 0 < shown < 12
+    assert [text.label.kind for text in evaluation_texts(picky)] == KINDS[:3]
 
 
 # sequences

@@ -25,7 +25,7 @@ _FOLDER = Path(__file__).parents[1] / "text"
 _CALIBRATION: Mapping[str, str] = {
     PROSE: "Mark Twain",
     DOCUMENTS: "manuals, reports, letters, notes",
-    CODE: "programs, scripts, queries, logs",
+    CODE: "programs, scripts, queries, configuration",
     MATHEMATICS: "arguments and sums in words",
     QUESTIONS: "questions and answers",
     LANGUAGES: "languages other than English",
@@ -34,13 +34,15 @@ _CALIBRATION: Mapping[str, str] = {
 _EVALUATION: Mapping[str, str] = {
     PROSE: "English of 1730 to 1876: Newton, the Constitution of the United States, Mark Twain",
     DOCUMENTS: "manuals, reports, letters, notes",
-    CODE: "programs, scripts, queries, logs",
+    CODE: "programs, scripts, queries, configuration",
     CONVERSATIONS: "chats through the checkpoint's template",
 }
 
 
 def calibration_texts(tokenizer: Tokenizer) -> tuple[Text, ...]:
-    """The texts to calibrate on; no conversations for a checkpoint without a template that renders."""
+    """The texts to calibrate on; no conversations for a checkpoint whose template shows few, or
+    that has none.
+    """
     return _texts("calibration", _CALIBRATION, tokenizer)
 
 
@@ -65,7 +67,9 @@ def _plain(folder: Path, kind: str, about: str) -> Text:
 
 
 def _conversations(folder: Path, about: str, tokenizer: Tokenizer) -> Text:
-    """Those that the template shows whole: one for a Think checkpoint may know no tools."""
+    """Those that the template shows whole: one for a Think checkpoint may know no tools. Less than half of
+    them are too few to stand for a kind, and then there are none.
+    """
     file = folder / f"{CONVERSATIONS}.jsonl"
     text, sha256 = contents(file)
     found, conversations, written = parsed(text, file.name), Conversations(tokenizer), []
@@ -74,6 +78,8 @@ def _conversations(folder: Path, about: str, tokenizer: Tokenizer) -> Text:
             written.append(conversations.written(conversation))
     if len(written) < len(found):
         about = f"{about}, which shows {len(written)} of {len(found)}"
+    if 2 * len(written) < len(found):
+        written = []
     return Text(Label(CONVERSATIONS, _name(CONVERSATIONS), sha256, about), tuple(written))
 
 
