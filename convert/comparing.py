@@ -1,21 +1,22 @@
-"""Comparing two checkpoints: how far one is from the other on a text."""
+"""Comparing two checkpoints: how far one is from the other on texts."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 
 from convert.calibration.text import CalibratedOn
 from convert.card.command import CompareCommand
 from convert.card.comparison import Comparison
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts, texts_to_measure_on
 from convert.card.measure import check_comparable, context, measure
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES
 from convert.card.quality_card import write_card
-from convert.options import check_type
+from convert.options import Files, check_type, files_of
 from convert.progress import Progress
 from convert.reading.source import Source
-from convert.reading.texts import read_text
+from convert.texts.kinds import Text
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.errors import CheckpointError, OptionError, Setting, TokenizerError
 from olmo3_mlx.model import Olmo3
@@ -27,7 +28,7 @@ _LENGTH = 512  # tokens of a sequence, where the models take so many
 _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "a": ((str, Path), "a folder or a hub id"),
     "b": ((str, Path), "a folder or a hub id"),
-    "text": ((str, Path, NoneType), "a text file or None"),
+    "text": ((str, Path, list, tuple, NoneType), "a text file, several or None"),
     "tokens": ((int,), "a whole number"),
     "length": ((int, NoneType), "a whole number or None"),
     "tokenizer": ((str, Path, NoneType), "a folder, a hub id or None"),
@@ -42,8 +43,8 @@ def compare(
     a: str | Path,
     b: str | Path,
     *,
-    text: str | Path | None = None,
-    tokens: int = 4096,
+    text: Files | None = None,
+    tokens: int = 2048,
     length: int | None = None,
     tokenizer: str | Path | None = None,
     revision_a: str | None = None,
@@ -51,24 +52,26 @@ def compare(
     card: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Measure how far the checkpoint `b` is from the original `a` on a text.
+    """Measure how far the checkpoint `b` is from the original `a` on texts.
 
     Each is a folder, or a hub id at its revision; they have one architecture and one vocabulary: a quantized
     checkpoint and its original, or two stages of training. Both are read block by block, so that neither
     needs to fit into memory.
 
-    About `tokens` tokens are read in sequences of `length` (512, or as many as both models take), each
-    without context, spread over a `text` file in UTF-8 or the one that comes with this package. `tokenizer`
-    is a checkpoint whose tokenizer reads the text instead of the original's. `card` is a folder, new or not,
-    that QUALITY.md, quality.json and two pictures are written to. `progress(done, total)` counts the weights
-    of both that have been read.
+    About `tokens` tokens of each text are read in sequences of `length` (512, or as many as both models
+    take), each without context, spread over the text. `text` is a file in UTF-8 or several, each a kind of
+    its own; a .jsonl file holds conversations, one a line, which go through the original's chat template.
+    Left out it is those that come with this package: prose, documents, code, and conversations if there is
+    a template. `tokenizer` is a checkpoint whose tokenizer and template read the texts instead of the
+    original's. `card` is a folder, new or not, that QUALITY.md, quality.json and two pictures are written
+    to. `progress(done, total)` counts the weights of both that have been read.
 
         from convert import compare
         comparison = compare("Olmo-3-7B", "olmo3-7b-4bit")
-        print(comparison.verdict, comparison.quality.kl_mean, *comparison.advice)
+        print(comparison.verdict, comparison.decided_by, comparison.quality.kinds["code"].kl_mean)
 
     Raises OptionError for a text, a number of tokens or a card's folder that cannot be, and for tokenizers
-    that read the text differently; ConfigError, CheckpointError or HubError for a checkpoint that cannot be
+    that read the texts differently; ConfigError, CheckpointError or HubError for a checkpoint that cannot be
     read or holds NaN; TokenizerError; PromptError for tokens outside the vocabulary; ConvertError for two
     checkpoints that cannot be compared, or a card that cannot be written.
     """
@@ -84,18 +87,20 @@ def compare(
     original, result = Source.open(a, revision_a), Source.open(b, revision_b)
     check_comparable(original, result)
     length = min(_LENGTH, context(original, result)) if length is None else length
-    read = EvaluationText.read(
-        None if text is None else Path(text), _tokenizer(original, result, tokenizer, text), tokens, length
-    )
+    reader, files = _tokenizer_folder(original, tokenizer), files_of("text", text)
+    words = Tokenizer.from_folder(reader)
+    texts = texts_to_measure_on(files, words)
+    _check_reads_the_same(result, reader, words, texts)
+    read = EvaluationTexts.cut(texts, words, tokens, length)
     if folder is not None:
         _make(folder)
-    quality = measure(original, result, read.tokens, progress)
+    quality = measure(original, result, read.tokens, progress, kinds=read.kinds)
     command = CompareCommand(
         str(a),
         str(b),
         tokens=tokens,
         length=length,
-        text=text,
+        text=files,
         tokenizer=tokenizer,
         revision_a=revision_a,
         revision_b=revision_b,
@@ -141,30 +146,32 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _tokenizer(
-    original: Source, result: Source, name: str | Path | None, text: str | Path | None
-) -> Tokenizer:
-    """The tokenizer that reads the text: the original's, or that of another checkpoint.
-
-    Raises OptionError if the result's tokenizer, where it has one, reads the text differently. Tags that
-    stages of training name differently do no harm.
-    """
+def _tokenizer_folder(original: Source, name: str | Path | None) -> Path:
+    """The checkpoint whose tokenizer reads the texts: the original, or another one."""
     folder = original.folder if name is None else resolve(name, weights=False)
     if name is None and not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
             f"{folder}: has no tokenizer.json: say with ", Setting("tokenizer", "MODEL"), " whose to take"
         )
-    tokenizer = Tokenizer.from_folder(folder)
-    ours, theirs = folder / "tokenizer.json", result.folder / "tokenizer.json"
+    return folder
+
+
+def _check_reads_the_same(result: Source, reader: Path, words: Tokenizer, texts: Sequence[Text]) -> None:
+    """Raise OptionError if the result's tokenizer, where it has one, reads the texts differently from that of
+    `reader`. Tags that stages of training name differently do no harm.
+    """
+    ours, theirs = reader / "tokenizer.json", result.folder / "tokenizer.json"
     if not theirs.is_file() or theirs.read_bytes() == ours.read_bytes():
-        return tokenizer
-    read = read_text(None if text is None else Path(text))
-    if Tokenizer.from_folder(result.folder).encode(read) != tokenizer.encode(read):
+        return
+    other = Tokenizer.from_folder(result.folder)
+    tags = [re.escape(token.content) for token in words.backend.get_added_tokens_decoder().values()]
+    between = re.compile("|".join(tags) or "$")
+    pieces = [piece for text in texts for document in text.documents for piece in between.split(document)]
+    if any(other.encode(piece) != words.encode(piece) for piece in pieces):
         raise OptionError(
-            f"{result.folder}: its tokenizer reads the text differently from that of {folder}: nothing to "
-            f"compare"
+            f"{result.folder}: its tokenizer reads the text differently from that of {reader}: nothing "
+            f"to compare"
         )
-    return tokenizer
 
 
 def _method(result: Source) -> QuantizationMethod:

@@ -14,7 +14,7 @@ from convert.calibration.resumable import calibrated
 from convert.calibration.text import CalibrationText
 from convert.card.command import CompareCommand
 from convert.card.comparison import Comparison
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts
 from convert.card.measure import measure
 from convert.card.method import QuantizationMethod
 from convert.card.model_card import ModelFacts, origin, source_name, write_model_card
@@ -52,7 +52,7 @@ class Conversion:
     plan              the schemes of the layers that are quantized
     tokenizer_folder  the checkpoint whose tokenizer and template the result gets
     cast              the dtype of what is not quantized; None for the source's
-    calibration       the text that weights are calibrated on; None if they are rounded to nearest
+    calibration       the texts that weights are calibrated on; None if they are rounded to nearest
     target            the bits per weight that the plan was chosen for, if it was
     settings          the options that were asked for, as an error tells them
     """
@@ -158,15 +158,15 @@ class Conversion:
     def measure(
         self,
         folder: Path,
-        text: EvaluationText,
+        texts: EvaluationTexts,
         command: CompareCommand,
         method: QuantizationMethod,
         *,
         progress: Progress,
     ) -> Comparison:
-        """Measure what was written against the source on a text; `command` measures the same again."""
-        quality = measure(self.source, Source.open(folder), text.tokens, progress)
-        return Comparison(quality, text, command, method, in_words(self.source.quantized.values()))
+        """Measure what was written against the source on texts; `command` measures the same again."""
+        quality = measure(self.source, Source.open(folder), texts.tokens, progress, kinds=texts.kinds)
+        return Comparison(quality, texts, command, method, in_words(self.source.quantized.values()))
 
     def describe(self, folder: Path, name: str, comparison: Comparison | None = None) -> None:
         """Write the model card; the model is called `name`. Without a comparison there is no quality card."""

@@ -10,13 +10,13 @@ from typing import Unpack
 
 from convert.card.command import CompareCommand, own_name
 from convert.card.comparison import Comparison
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts
 from convert.card.method import QuantizationMethod
 from convert.card.quality import Quality
 from convert.card.quality_card import write_card
 from convert.conversion import Conversion
 from convert.options import ConvertKeywords, ConvertOptions, check_type
-from convert.preparing import calibrating, check_tokenizer, evaluation_text, prepare
+from convert.preparing import calibrating, check_tokenizer, evaluation_texts, prepare
 from convert.progress import Notice, Progress, Stage, untold
 from convert.reading.source import Source
 from convert.reading.stored import reading
@@ -70,7 +70,7 @@ class Report:
 
     @property
     def flattered(self) -> bool:
-        """Whether the result was measured on the text that it was calibrated on."""
+        """Whether the result was measured on a text that it was calibrated on."""
         return self.comparison is not None and self.comparison.flattered
 
 
@@ -92,17 +92,19 @@ def convert(
     `group_size` weights in MLX's `mode`, or else as `recipe` says. With `bits` None and no recipe nothing is
     quantized, and a quantized source is dequantized. `dtype` casts the rest, scales included.
 
-    With `calibrate` (True, or a text file) weights are rounded so that blocks give nearly the same outputs on
-    a text as the original's; and unless there is a recipe, layers that matter more get more bits at the same
-    size. `target_bpw` does so for that many bits per weight in all, instead of `bits`.
+    With `calibrate` (True, a text file or several) weights are rounded so that blocks give nearly the same
+    outputs on texts as the original's; and unless there is a recipe, layers that matter more get more bits
+    at the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`. Of
+    several files each is read as much, as far as it has; a .jsonl file holds conversations, one a line,
+    {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template.
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
-    beside it, in which `resume` goes on, to the same bytes. Without `calibrate` memory stays at some rows of
-    the largest tensor. Of a model on the hub a file is fetched when it is needed; with `keep` False it is
-    removed when it was converted: the disk holds one of them at most. `tokenizer` is a checkpoint to take
-    tokenizer and chat template from: OLMo-core's own have none. With `card` the result is measured against
-    the source on a `text` file, or on one that comes with this, and gets QUALITY.md; None means if it can be.
-    `upload_to` names a repository on the hub to put it in.
+    beside it, in which `resume` goes on, to the same bytes. Without `calibrate` memory stays at some rows
+    of the largest tensor. Of a model on the hub a file is fetched when it is needed; with `keep` False it
+    is removed when it was converted: the disk holds one of them at most. `tokenizer` is a checkpoint to
+    take tokenizer and chat template from: OLMo-core's own have none. With `card` the result is measured
+    against the source on a `text` file or several, or on those that come with this, and gets QUALITY.md;
+    None means if it can be. `upload_to` names a repository on the hub to put it in.
 
     `stage(title)` says what begins, a stage and behind a comma what part of it. `progress(done, total)`
     counts within the stage, from its beginning to its end, never back:
@@ -138,18 +140,18 @@ def convert(
         with reading(original.folder):
             conversion = prepare(original, options)
             talks = check_tokenizer(conversion, notice)
-            text, no_card = evaluation_text(conversion, options)
+            texts, no_card = evaluation_texts(conversion, options)
         if options.calibrates:
             if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
             conversion = calibrating(conversion, options, folder=folder, stage=stage, progress=progress)
         conversion.write(folder, progress, stage)
         comparison = None
-        if text is not None:
+        if texts is not None:
             stage("measuring")
-            command = _compare_command(source, dest, text, options)
+            command = _compare_command(source, dest, texts, options)
             comparison, no_card = _measured(
-                conversion, folder, text, command, options=options, progress=progress
+                conversion, folder, texts, command, options=options, progress=progress
             )
         conversion.describe(folder, options.upload_to or dest.name, None if no_card else comparison)
         shutil.rmtree(folder / _SHARDS, ignore_errors=True)
@@ -177,7 +179,7 @@ def _check_arguments(source: object, dest: object, progress: object, stage: obje
 def _measured(
     conversion: Conversion,
     folder: Path,
-    text: EvaluationText,
+    texts: EvaluationTexts,
     command: CompareCommand,
     *,
     options: ConvertOptions,
@@ -189,7 +191,7 @@ def _measured(
     comparison = None
     try:
         comparison = conversion.measure(
-            folder, text, command, _method(conversion, options), progress=progress
+            folder, texts, command, _method(conversion, options), progress=progress
         )
         write_card(folder, comparison)
     except Olmo3Error as error:
@@ -212,18 +214,18 @@ def _method(conversion: Conversion, options: ConvertOptions) -> QuantizationMeth
 
 
 def _compare_command(
-    source: str | Path, dest: Path, text: EvaluationText, options: ConvertOptions
+    source: str | Path, dest: Path, texts: EvaluationTexts, options: ConvertOptions
 ) -> CompareCommand:
     """The command that measures the same again, by names as a card says them. A tokenizer that is not the
     source's is in the result.
     """
-    count, length = text.tokens.shape
+    each = texts.texts[0]
     return CompareCommand(
         own_name(source),
         dest.name,
-        tokens=count * length,
-        length=length,
-        text=None if options.text is None else own_name(options.text),
+        tokens=each.tokens,
+        length=each.length,
+        text=None if options.text_files is None else tuple(map(own_name, options.text_files)),
         tokenizer=None if options.tokenizer is None else dest.name,
         revision_a=options.revision,
     )

@@ -1,6 +1,6 @@
 """The options of a conversion, parsed and checked before any work."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import EllipsisType, NoneType
@@ -15,6 +15,8 @@ from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.option_checks import check_keywords
 from olmo3_mlx.quantization import Quantization
 
+Files = str | Path | Sequence[str | Path]  # one text file or several
+
 
 class ConvertKeywords(TypedDict, total=False):
     """The options of a conversion as `convert` takes them by keyword: see ConvertOptions."""
@@ -24,14 +26,14 @@ class ConvertKeywords(TypedDict, total=False):
     mode: str
     recipe: str | Path | None
     dtype: str | mx.Dtype | None
-    calibrate: bool | str | Path
+    calibrate: bool | Files
     target_bpw: float | None
     revision: str | None
     tokenizer: str | Path | None
     resume: bool
     keep: bool
     card: bool | None
-    text: str | Path | None
+    text: Files | None
     upload_to: str | None
 
 
@@ -45,14 +47,14 @@ class ConvertOptions:
     mode        MLX's: affine, mxfp4, nvfp4 or mxfp8
     recipe      which layers get how many bits: one of RECIPES or a TOML file (see convert.recipe)
     dtype       casts what is not quantized, and the scales
-    calibrate   True, or a text file: see `convert`
+    calibrate   True, a text file or several: see `convert`
     target_bpw  calibrates to so many bits per weight in all, instead of `bits`
     revision    branch, tag or commit of a source on the hub
     tokenizer   a checkpoint to take tokenizer and chat template from
     resume      go on with a conversion that was stopped
     keep        keep the files of a source on the hub in the cache
     card        measure the result and write QUALITY.md; None: if it can be
-    text        a text file to measure on
+    text        a text file to measure on, or several
     upload_to   a repository on the hub
 
     Two values are parsed from these, once: `schemes`, the recipe that they mean, and `cast`, the dtype.
@@ -66,14 +68,14 @@ class ConvertOptions:
     mode: str = "affine"
     recipe: str | Path | None = None
     dtype: str | mx.Dtype | None = None
-    calibrate: bool | str | Path = False
+    calibrate: bool | Files = False
     target_bpw: float | None = None
     revision: str | None = None
     tokenizer: str | Path | None = None
     resume: bool = False
     keep: bool = True
     card: bool | None = False
-    text: str | Path | None = None
+    text: Files | None = None
     upload_to: str | None = None
     schemes: Recipe = field(init=False, repr=False, compare=False)
     cast: mx.Dtype | None = field(init=False, repr=False, compare=False)
@@ -81,8 +83,8 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         for name, (types, expected) in _EXPECTED.items():
             check_type(name, getattr(self, name), types, expected)
-        if self.calibrate == "":
-            raise OptionError(Setting("calibrate"), " must be True, False or a text file, not ''")
+        for name in ("calibrate", "text"):
+            files_of(name, getattr(self, name), _EXPECTED[name][1])
         self._check_quantizing()
         self._check_measuring()
         object.__setattr__(self, "schemes", self._schemes())
@@ -111,9 +113,14 @@ class ConvertOptions:
         return bool(self.calibrate) or self.target_bpw is not None
 
     @property
-    def calibration_file(self) -> Path | None:
-        """The text to calibrate on; None for the one that comes with this package."""
-        return None if isinstance(self.calibrate, bool) else Path(self.calibrate)
+    def calibration_files(self) -> tuple[Path, ...] | None:
+        """The texts to calibrate on; None for those that come with this package."""
+        return files_of("calibrate", self.calibrate)
+
+    @property
+    def text_files(self) -> tuple[Path, ...] | None:
+        """The texts to measure on; None for those that come with this package."""
+        return files_of("text", self.text)
 
     @property
     def chosen_by(self) -> str:
@@ -130,7 +137,8 @@ class ConvertOptions:
             settings["bits"] = uniform(mode=self.mode).bits if self.bits is ... else self.bits
             settings["group_size"] = self.group_size
             settings["mode"] = self.mode if self.mode != "affine" else None
-        settings["calibrate"] = self.calibrate or None
+        files = self.calibration_files
+        settings["calibrate"] = (self.calibrate or None) if files is None else " ".join(map(str, files))
         settings["dtype"] = self.dtype and str(self.dtype).rpartition(".")[2]
         settings["tokenizer"] = self.tokenizer
         return {
@@ -234,6 +242,22 @@ def check_type(name: str, value: object, types: tuple[type, ...], expected: str)
         raise OptionError(Setting(name), f" must be {expected}, not {value!r}")
 
 
+def files_of(name: str, value: object, expected: str = "a text file or several") -> tuple[Path, ...] | None:
+    """The files that an option's value names; None if it is None, True or False. Raises OptionError for what
+    names none.
+    """
+    if value is None or isinstance(value, bool):
+        return None
+    files = [value] if isinstance(value, str | Path) else value
+    if not (
+        isinstance(files, list | tuple)
+        and files
+        and all(isinstance(f, str | Path) and f != "" for f in files)
+    ):
+        raise OptionError(Setting(name), f" must be {expected}, not {value!r}")
+    return tuple(map(Path, files))
+
+
 def _listed(*names: str) -> Iterator[str | Setting]:
     """Options as an error lists them: a, b and c."""
     for place, name in enumerate(names):
@@ -248,13 +272,13 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "mode": ((str,), "a name"),
     "recipe": ((str, Path, NoneType), "a name, a file or None"),
     "dtype": ((str, mx.Dtype, NoneType), "a name or None"),
-    "calibrate": ((bool, str, Path), "True, False or a text file"),
+    "calibrate": ((bool, str, Path, list, tuple), "True, False, a text file or several"),
     "target_bpw": ((float, int, NoneType), "a number or None"),
     "revision": ((str, NoneType), "a branch, tag or commit, or None"),
     "tokenizer": ((str, Path, NoneType), "a folder, a hub id or None"),
     "resume": ((bool,), "True or False"),
     "keep": ((bool,), "True or False"),
     "card": ((bool, NoneType), "True, False or None"),
-    "text": ((str, Path, NoneType), "a text file or None"),
+    "text": ((str, Path, list, tuple, NoneType), "a text file, several or None"),
     "upload_to": ((str, NoneType), "a repository's name or None"),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
 from convert.calibration.text import CalibrationText
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts, texts_to_measure_on
 from convert.conversion import Conversion
 from convert.options import ConvertOptions, check_affine
 from convert.progress import Notice, Progress, Stage
@@ -28,7 +28,7 @@ from olmo3_mlx.text.tokenizer import Tokenizer
 from olmo3_mlx.token_ids import check_token_ids
 
 _SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
-_TOKENS, _LENGTH = 2048, 512  # that a card is measured on, in sequences of so many
+_TOKENS, _LENGTH = 2048, 512  # of each text that a card is measured on, in sequences of so many
 
 
 def prepare(source: Source, options: ConvertOptions) -> Conversion:
@@ -90,7 +90,7 @@ def calibrating(
     taken, or what was measured to choose one.
 
     `stage` and `progress` are told what takes time. Raises ConvertError for a target that the source cannot
-    reach, and for another conversion that was begun in `folder`; OptionError and PromptError for a text to
+    reach, and for another conversion that was begun in `folder`; OptionError and PromptError for texts to
     calibrate on; MemoryFitError; CheckpointError for weights that are not finite.
     """
     source = rounding.source
@@ -98,7 +98,7 @@ def calibrating(
     if options.target_bpw is not None:
         _check_target(rounding, options.target_bpw)
     with reading(rounding.tokenizer_folder):
-        text = CalibrationText.read(options.calibration_file, rounding.tokenizer_folder, source.config)
+        text = CalibrationText.read(options.calibration_files, rounding.tokenizer_folder, source.config)
     check_memory(source.config, text.tokens.size)
     target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
     conversion = replace(rounding, calibration=text, target=target)
@@ -156,10 +156,10 @@ def _plan(source: Source, layers: Mapping[str, Quantization]) -> Plan:
     return Plan(layers, tuple(sorted(Olmo3(source.config).quantizable().keys() - layers.keys())))
 
 
-def evaluation_text(
+def evaluation_texts(
     conversion: Conversion, options: ConvertOptions
-) -> tuple[EvaluationText | None, Olmo3Error | None]:
-    """The text to measure the result on; None if no card is asked for, or if there can be none: then the
+) -> tuple[EvaluationTexts | None, Olmo3Error | None]:
+    """The texts to measure the result on; None if no card is asked for, or if there can be none: then the
     error says why.
 
     Raises that error if a card is asked for.
@@ -173,13 +173,13 @@ def evaluation_text(
             "), measuring would fetch it again",
         )
     try:
-        file = None if options.text is None else Path(options.text)
         config = conversion.source.config
         tokenizer = Tokenizer.from_folder(conversion.tokenizer_folder)
-        text = EvaluationText.read(file, tokenizer, _TOKENS, min(_LENGTH, config.max_position_embeddings))
-        check_token_ids(text.tokens, config.vocab_size)
+        found = texts_to_measure_on(options.text_files, tokenizer)
+        texts = EvaluationTexts.cut(found, tokenizer, _TOKENS, min(_LENGTH, config.max_position_embeddings))
+        check_token_ids(texts.tokens, config.vocab_size)
     except Olmo3Error as error:
         if options.card or options.text is not None:
             raise
         return None, error
-    return text, None
+    return texts, None

@@ -37,7 +37,7 @@ STEPS: list[tuple[str, list[str]]] = [
     ),
     ("olmo3 chat --session work --kv-bits 8 --temperature 0", ["What is my name?", "/stats", "/exit"]),
     ("OLMO3_MEMORY=16G olmo3 inspect --model 7b --context 65536 --kv-bits 4 | tail -3", []),
-    ("olmo3 convert olmo3-lab-draft draft-4bit --bits 4 --group-size 32", []),
+    ("olmo3 convert olmo3-lab-draft draft-5bit --bits 5 --group-size 32", []),
 ]
 COLUMNS = 112
 LINE, LETTER, LEFT, TOP = 20, 8.43, 24, 72  # pixels
@@ -71,7 +71,9 @@ def recorded() -> dict[str, Any]:
 
 
 def ran(command: str, work: Path, env: dict[str, str]) -> str:
-    """What a command prints, standard error included."""
+    """What a command prints, standard error included, but for the lines that tell how far a long work is: on
+    a terminal that is a bar, which goes.
+    """
     done = subprocess.run(
         command,
         shell=True,
@@ -82,7 +84,7 @@ def ran(command: str, work: Path, env: dict[str, str]) -> str:
         text=True,
         check=True,
     )
-    return done.stdout.rstrip("\n")
+    return re.sub(r"^.+: \d+% after [\d:]+\n", "", done.stdout, flags=re.M).rstrip("\n")
 
 
 def typed(command: str, lines: list[str], work: Path, env: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from conftest import (
 
 from convert import convert as to_mlx
 from convert.calibration.calibration import Calibration
+from convert.calibration.text import CalibrationText
 from convert.card.measure import measure
 from convert.reading.source import Source
-from convert.reading.texts import text_tokens
 from convert.recipe import named
 from convert.writer.output import Output
 from olmo3_mlx import (
@@ -59,6 +60,7 @@ FEW: dict[str, Any] = {
     "convert.preparing._LENGTH": 64,
     "convert.calibration.sensitivity._SAMPLED_ROWS": 16,
 }
+COMING_ALONG = ["prose", "documents", "code", "mathematics", "questions", "languages"]
 WORDS = "Three of four layers see a window of 4096 tokens, one sees everything, and {} is not {}. "
 
 
@@ -161,14 +163,16 @@ def test_cards_say_what_was_calibrated_on_and_that_figures_from_the_same_text_fl
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text("The rain had stopped before noon, and the road was dry again. " * 90)
-    flatter = "flatter the result, as it was calibrated on the text that it is measured on"
+    flatter = "flatter the result, as it was calibrated on a text that it is measured on"
     for measured_on in (text, other):
         dest = tmp_path / measured_on.stem
         given = ["--recipe", "mixed_4_5", "--calibrate", str(text), "--text", str(measured_on)]
         assert main(["convert", str(source), str(dest), *given]) == 0
         figures = json.loads((dest / "quality.json").read_text())
         sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
-        assert figures["calibration"] == {"name": "text.txt", "sha256": sha256, "tokens": 512}
+        assert figures["calibration"]["tokens"] == 512
+        read = {"kind": "text.txt", "name": "text.txt", "about": "", "sha256": sha256}
+        assert figures["calibration"]["texts"] == [{**read, "sequences": 8, "length": 64}]
         page = (dest / "QUALITY.md").read_text()
         assert f"The result was calibrated on 512 tokens of text.txt (SHA-256 `{sha256[:16]}…`)." in page
         told = capsys.readouterr().err
@@ -303,6 +307,11 @@ def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Pat
         ({"calibrate": True, "bits": None}, OptionError, "nothing is quantized, .*leave out calibrate"),
         ({"calibrate": True, "keep": False}, OptionError, "leave out keep=False"),
         ({"calibrate": "no/such/file"}, OptionError, "no/such/file: the text cannot be read"),
+        (
+            {"calibrate": ()},
+            OptionError,
+            r"^calibrate must be True, False, a text file or several, not \(\)$",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_work(
@@ -328,8 +337,67 @@ def test_memory_that_does_not_suffice_is_said_before_the_work(
 
 def test_a_text_too_short_to_calibrate_on_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(OptionError, match=r"the text is too short: 256 tokens are needed"):
+    with pytest.raises(
+        OptionError,
+        match=r"short\.txt is too short: 256 tokens are needed \(4 .* it has \d: give",
+    ):
         to_mlx(source, tmp_path / "dest", calibrate=tmp_path / "short.txt")
+
+
+def test_several_texts_are_read_in_equal_shares_and_named(source: Path, text: Path, tmp_path: Path) -> None:
+    other, chats, dest = tmp_path / "other.txt", tmp_path / "chats.jsonl", tmp_path / "dest"
+    other.write_text("The rain had stopped before noon, and the road was dry again. " * 90)
+    messages = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "It is."}]
+    chats.write_text(f"{json.dumps(messages)}\n" * 30)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('bits = 4\n[layers]\n"*" = "none"\n"*.0.mlp.up_proj" = 4\n')
+    files = [str(path) for path in (text, other, chats)]
+    given = ["--recipe", str(recipe), "--text", files[1], files[2], "--calibrate", *files]
+    assert main(["convert", str(source), str(dest), *given]) == 0
+    figures = json.loads((dest / "quality.json").read_text())
+    kinds = ["text.txt", "other.txt", "chats.jsonl"]
+    assert [(t["kind"], t["sequences"]) for t in figures["calibration"]["texts"]] == [
+        (kinds[0], 3), (kinds[1], 3), (kinds[2], 2)
+    ]  # fmt: skip
+    assert list(figures["kinds"]) == kinds[1:]
+    named = f"512 tokens of 3 texts ({', '.join(kinds)})"
+    for card in ("README.md", "QUALITY.md"):
+        assert named in (dest / card).read_text()
+        assert "| `chats.jsonl` | the file `chats.jsonl` | 128 |" in (dest / card).read_text()
+    cut = CalibrationText.read([Path(file) for file in files], source, Source.open(source).config)
+    assert cut.tokens.shape == (8, 64)
+    assert cut.kinds == ("text.txt", "other.txt", "chats.jsonl", *kinds[:2], "chats.jsonl", *kinds[:2])
+
+
+def test_conversations_get_a_double_share_where_there_is_a_template(source: Path, tmp_path: Path) -> None:
+    config = Source.open(source).config
+    counts = Counter(CalibrationText.read(None, source, config).kinds)
+    assert counts == {"conversations": 2, **dict.fromkeys(COMING_ALONG, 1)}
+    base = shutil.copytree(source, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    assert Counter(CalibrationText.read(None, base, config).kinds).keys() == set(COMING_ALONG)
+
+
+def test_conversations_that_cannot_be_read_are_refused_before_the_work(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('[{"role": "user", "content": "Hello"}]\n\n{"messages": [{"role": "user"}]}\n')
+    with pytest.raises(
+        OptionError, match=r"chats\.jsonl:3: expected a text as content of the user's message"
+    ):
+        to_mlx(source, tmp_path / "dest", calibrate=[text, chats])
+    with pytest.raises(OptionError, match=r"text\.txt is named twice: name each text once"):
+        to_mlx(source, tmp_path / "dest", calibrate=[text, text])
+    with pytest.raises(OptionError, match=r"is a folder: expected a text file"):
+        to_mlx(source, tmp_path / "dest", calibrate=[text, tmp_path])
+    (source / "chat_template.jinja").rename(tmp_path / "kept")
+    try:
+        with pytest.raises(OptionError, match=r"chats\.jsonl: this checkpoint has no chat template"):
+            to_mlx(source, tmp_path / "dest", calibrate=[chats, text])
+    finally:
+        (tmp_path / "kept").rename(source / "chat_template.jinja")
+    assert not list(tmp_path.glob("*dest*"))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, text: Path) -> None:
@@ -420,8 +488,8 @@ def test_blocks_in_which_nothing_is_quantized_are_run_all_the_same(
     found = mx.load(str(tmp_path / "dest" / "model.safetensors"))
     assert isinstance(found, dict)
     origin, plan = Source.open(source), named(recipe).plan(Olmo3(Source.open(source).config)).layers
-    tokenizer = Tokenizer.from_folder(source)
-    calibration = Calibration(origin, plan, text_tokens(text.read_text(), tokenizer, 64, 8))
+    tokens = CalibrationText.read([text], source, origin.config).tokens
+    calibration = Calibration(origin, plan, tokens)
     calibration.embedding()
     for index in range(2):
         wanted = calibration.block(index)

@@ -12,18 +12,21 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from convert.calibration.text import CalibratedOn
 from convert.card.advice import advice
 from convert.card.command import CompareCommand, own_name
 from convert.card.comparison import Comparison
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts
 from convert.card.markdown import code
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES, KL_PICTURE, LAYERS_PICTURE, page
 from convert.card.pictures import kl_picture, layers_picture
-from convert.card.quality import HISTOGRAM_EDGES, LayerError, Position, Quality
+from convert.card.quality import HISTOGRAM_EDGES, Figures, LayerError, Position, Quality
 from convert.card.quality_card import write_card
-from convert.card.verdict import ANCHORS, verdict
+from convert.card.verdict import ANCHORS, deciding, verdict
 from convert.size import Size
+from convert.texts.kinds import Label
+from convert.texts.sequences import TextRead
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError
 from olmo3_mlx.quantization import Quantization
@@ -31,25 +34,38 @@ from olmo3_mlx.quantization import Quantization
 TOKENS = ["the ", "cat|", "`sat`", "on\n", "a", " mat", "\x1b", "\\"]
 
 
+FIGURES_OF_ALL: dict[str, Any] = {
+    "tokens": 100,
+    "perplexity": (10.0, 10.25),
+    "perplexity_ratio": 1.025,
+    "perplexity_ratio_error": 0.004,
+    "kl_mean": 0.04,
+    "kl_error": 0.002,
+    "kl_median": 0.03,
+    "kl_median_error": 0.001,
+    "kl_99": 0.3,
+    "kl_99_error": 0.05,
+    "kl_999": 1.4,
+    "kl_999_error": 0.6,
+    "kl_max": 1.5,
+    "agreement": 0.92,
+    "agreement_error": 0.01,
+    "probability_mean": 0.012,
+    "probability_99": 0.11,
+}
+
+
 def quality(**change: Any) -> Quality:
     """What measuring a 4-bit checkpoint might give."""
     counts = [0] * (len(HISTOGRAM_EDGES) + 1)
     counts[20:24] = [10, 60, 25, 5]
+    every = {name: change.get(name, value) for name, value in FIGURES_OF_ALL.items()}
     usual = Quality(
-        tokens=100,
-        perplexity=(10.0, 10.25),
-        kl_mean=0.04,
-        kl_error=0.002,
-        kl_median=0.03,
-        kl_99=0.3,
-        kl_max=1.5,
-        agreement=0.92,
-        probability_mean=0.012,
-        probability_99=0.11,
+        **every,
         histogram=tuple(counts),
         worst=(
-            Position(0, 1, 1.5, 1, (1, 4), (0.6, 0.3), (0.6, 0.0001)),
-            Position(1, 7, 0.9, 6, (0, 0), (0.5, 0.9), (0.1, 0.05)),
+            Position(0, 1, 1.5, 1, (1, 4), (0.6, 0.3), (0.6, 0.0001), "text"),
+            Position(1, 7, 0.9, 6, (0, 0), (0.5, 0.9), (0.1, 0.05), "text"),
         ),
         layers=(
             LayerError("embed_tokens", "embedding", 0.01, 0.01),
@@ -57,19 +73,20 @@ def quality(**change: Any) -> Quality:
             LayerError("layers.1", "full", 0.05, 0.06),
         ),
         sizes=(Size(1000, 2000), Size(1000, 563)),
+        kinds={"text": Figures(**every)},
     )
     return replace(usual, **change)
 
 
 def compared(**change: Any) -> Comparison:
     """What comparing a 4-bit checkpoint with its original might give."""
-    text = EvaluationText(
-        name="a text",
-        sha256="ab" * 32,
+    texts = EvaluationTexts(
         tokens=mx.array([[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 6]]),
+        kinds=("text", "text"),
+        texts=(TextRead(Label("text", "a text", "ab" * 32, "old prose"), 2, 8),),
         decode=lambda ids: "".join(TOKENS[i] for i in ids),
     )
-    comparison = Comparison(quality(), text, CompareCommand("some/original", "out/result-4bit"))
+    comparison = Comparison(quality(), texts, CompareCommand("some/original", "out/result-4bit"))
     return replace(comparison, **change)
 
 
@@ -82,8 +99,13 @@ def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path)
         assert f"]({name})" in text
     assert text.startswith("# How far `result-4bit` is from `original`\n\n**Good**: ")
     assert "| bits per weight | 16.00 | 4.50 |" in text
-    assert "10.250 (+2.50%)" in text
-    assert "0.04000 ± 0.00200 nats" in text
+    figures = [
+        "0.04000 ± 0.00200", "0.03000 ± 0.00100", "0.3000 ± 0.0500", "1.400 ± 0.600", "92.00% ± 1.00%",
+        "1.0250 ± 0.0040 (10.000 → 10.250)",
+    ]  # fmt: skip
+    assert f"| text | {' | '.join(figures)} |" in text
+    assert "*all*" not in text
+    assert "the 99.9th percentile of 100 positions rests on the largest value alone" in text
     assert "| layers.1 | full | 6.000% | 5.000% |" in text
     assert f"that it names:\n\n```\n{compared().command}\n```\n" in text
 
@@ -91,14 +113,19 @@ def test_a_card_is_a_page_figures_and_two_pictures_that_it_shows(tmp_path: Path)
 def test_the_figures_are_all_there_for_programs(tmp_path: Path) -> None:
     write_card(tmp_path, compared())
     found = json.loads((tmp_path / FIGURES).read_text())
-    assert found["schema"] == 1
+    assert found["schema"] == 2
+    assert found["kinds"] == {
+        "text": {n: list(v) if n == "perplexity" else v for n, v in FIGURES_OF_ALL.items()}
+    }
+    assert found["decided_by"] == "text"
     assert found["verdict"] == "good"
     assert found["kl_mean"] == 0.04
     assert found["perplexity"] == [10.0, 10.25]
     assert found["sizes"][1] == {"parameters": 1000, "bytes": 563, "bits_per_weight": 4.504}
     assert found["layers"][2] == {"name": "layers.1", "kind": "full", "accumulated": 0.05, "added": 0.06}
     assert found["worst"][0]["actual_probability"] == [0.6, 0.0001]
-    assert found["text"] == {"name": "a text", "sha256": "ab" * 32, "sequences": 2, "length": 8}
+    named = {"kind": "text", "name": "a text", "about": "old prose", "sha256": "ab" * 32}
+    assert found["texts"] == [{**named, "sequences": 2, "length": 8}]
     assert len(found["histogram"]["counts"]) == len(found["histogram"]["edges"]) + 1
     assert json.loads(json.dumps(compared().figures())) == found
 
@@ -164,8 +191,8 @@ def test_the_worst_tokens_stand_in_their_context_one_row_each() -> None:
     rows = [line for line in page(compared()).splitlines() if "**›**" in line]
     assert len(rows) == 3  # with the heading
     for row in rows:
-        assert len(re.findall(r"(?<!\\)\|", row)) == 5
-    assert rows[1].startswith(r"| 1.500 | `the ` **›** `cat\|` **‹** `` `sat`on\na mat\u001b\\ `` | ")
+        assert len(re.findall(r"(?<!\\)\|", row)) == 6
+    assert rows[1].startswith(r"| 1.500 | text | `the ` **›** `cat\|` **‹** `` `sat`on\na mat\u001b\\ `` | ")
     assert r"`cat\|` 60.0% |" in rows[1]
     assert "`a` 30.0%; what came < 0.1% |" in rows[1]
     assert "*nothing*" in rows[2]  # nothing comes after a sequence's last token
@@ -253,12 +280,64 @@ def test_the_published_figures_ascend_and_the_lines_lie_where_it_is_said() -> No
     assert [anchor.name for anchor in ANCHORS if "recommended" in anchor.said][:2] == ["q5_K_M", "q4_K_M"]
 
 
-def test_perplexities_are_told_with_the_text_that_they_are_on() -> None:
-    text = replace(compared().text, name="the text", about="old prose")
-    shown = page(compared(text=text))
-    assert "Perplexity is on the text (old prose). Other texts give other perplexities: " in shown
-    assert "what counts is the ratio of the two, 1.025 here." in shown
-    assert "tokens from the text (old prose), SHA-256 `" in shown
+def test_a_card_says_which_texts_were_read_and_what_perplexities_on_them_mean() -> None:
+    shown = page(compared())
+    assert "Other texts give other perplexities: what counts is the ratio of the two." in shown
+    assert f"| text | old prose | 16 | `{'ab' * 8}…` |" in shown
+    assert "This is one text. It says little about what is unlike it" in shown
+
+
+def by_kind(**means: float) -> Quality:
+    """What measuring on several kinds might give, by their mean KL."""
+    kinds = {kind: Figures(**{**FIGURES_OF_ALL, "kl_mean": mean}) for kind, mean in means.items()}
+    return replace(quality(), kinds=kinds, kl_mean=sum(means.values()) / len(means))
+
+
+def test_the_worst_kind_of_text_decides_and_the_page_says_which() -> None:
+    two = compared(quality=by_kind(prose=0.02, code=0.07, documents=0.03))
+    assert two.quality.kl_mean == 0.04  # which would be good
+    assert (two.verdict, two.decided_by) == ("fair", "code")
+    shown = page(two)
+    assert "**Fair**: " in shown
+    assert "That is said of code, the kind of text on which it is farthest off." in shown
+    assert "The mean KL on code, 0.0700, lies between q4_K_S and q3_K_M of an 8B" in shown
+    rows = [line.split(" | ")[0] for line in shown.splitlines() if "→ 10.250) |" in line]
+    assert rows == ["| prose", "| code", "| documents", "| *all*"]
+    assert advice(two.quality)
+    assert "That is said of" not in page(compared())
+
+
+def test_a_worse_word_counts_more_than_a_larger_divergence() -> None:
+    found = by_kind(prose=0.09, code=0.05)
+    kinds = {**found.kinds, "code": replace(found.kinds["code"], agreement=0.7)}
+    assert deciding(replace(found, kinds=kinds)) == "code"
+    assert verdict(replace(found, kinds=kinds)) == "poor"
+
+
+def test_a_card_of_an_older_schema_still_tells_what_was_calibrated_on(tmp_path: Path) -> None:
+    file = tmp_path / FIGURES
+    file.write_text('{"schema": 1, "calibration": {"name": "a.txt", "sha256": "cd", "tokens": 512}}')
+    known = CalibratedOn.from_figures(file)
+    assert known is not None
+    assert known.in_words == "512 tokens of a.txt (SHA-256 `cd…`)"
+    assert known.saw("cd")
+    assert not known.saw("ab")
+    texts = tuple(TextRead(Label(name, name, name * 8, ""), 4, 8) for name in ("ab", "cd"))
+    file.write_text(json.dumps(compared(method=method(FOUR, calibrated_on=CalibratedOn(texts))).figures()))
+    assert CalibratedOn.from_figures(file) == CalibratedOn(texts)
+    for text in ("{}", '{"calibration": null}', '{"calibration": {"texts": [{}]}}', "[]", ""):
+        file.write_text(text)
+        assert CalibratedOn.from_figures(file) is None
+    assert CalibratedOn.from_figures(tmp_path / "none") is None
+
+
+def test_a_result_is_flattered_by_any_text_that_it_was_calibrated_on() -> None:
+    for sha256, flattered in (("ab" * 32, True), ("ef" * 32, False)):
+        on = CalibratedOn(tuple(TextRead(Label(n, n, s), 4, 8) for n, s in (("x", "cd"), ("y", sha256))))
+        comparison = compared(method=method(FOUR, calibrated_on=on))
+        assert comparison.flattered == flattered
+        assert ("flatter the result" in page(comparison)) == flattered
+        assert "calibrated on 64 tokens of 2 texts (x, y).\n\n| text | what it is |" in page(comparison)
 
 
 def test_advice_is_given_where_it_is_needed_and_fits_what_was_done() -> None:
@@ -371,10 +450,12 @@ def test_advice_is_nothing_that_was_done_or_cannot_be(
 
 
 def test_the_command_is_one_for_a_shell_with_the_options_that_were_given() -> None:
-    command = CompareCommand("a b", "out/b", tokens=64, length=32, text=Path("it's.txt"), revision_b="main")
+    command = CompareCommand(
+        "a b", "out/b", tokens=64, length=32, text=(Path("it's.txt"), Path("b.jsonl")), revision_b="main"
+    )
     assert shlex.split(str(command)) == [
         "olmo3", "compare", "a b", "out/b", "--tokens", "64", "--length", "32", "--text", "it's.txt",
-        "--revision-b", "main",
+        "b.jsonl", "--revision-b", "main",
     ]  # fmt: skip
 
 
@@ -383,7 +464,7 @@ def test_what_is_published_names_no_paths(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "text").touch()
     command = CompareCommand(
-        str(tmp_path / "a"), str(tmp_path / "b"), text=tmp_path / "text", tokenizer=tmp_path / "tokenizer"
+        str(tmp_path / "a"), str(tmp_path / "b"), text=(tmp_path / "text",), tokenizer=tmp_path / "tokenizer"
     )
     published = compared(command=command).without_paths()
     assert str(published.command) == "olmo3 compare a b --text text --tokenizer tokenizer"

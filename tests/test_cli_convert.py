@@ -62,7 +62,9 @@ def test_convert_measures_what_came_out_unless_told_not_to(
     done = olmo3("convert", tiny_checkpoint, dest, "--group-size", 32, "--bits", 2, "--text", text)
     assert done.code == 0
     assert re.search(
-        r"^quality: poor \(.*\): KL \d\.\d{5}, same top token \d+\.\d%, perplexity ", done.out, re.M
+        r"^quality: poor \(.*\); see QUALITY.md\n  text  KL \d\.\d{5} ± \d\.\d{5}  same top token .*% .* -> ",
+        done.out,
+        re.M,
     )
     assert "the result is poor; try\n  - more bits: `--bits 3`" in done.err
     assert "--group-size" not in done.err
@@ -80,8 +82,27 @@ def test_a_text_too_short_to_measure_on_is_refused_before_the_work(
     done = olmo3("convert", tiny_checkpoint, tmp_path / "dest", "--text", text)
     assert (done.code, done.out) == (2, "")
     assert_one_line(done.err, "convert")
-    assert "the text is too short" in done.err
+    assert "error: text is too short: 32 tokens are needed (1 sequence of 32), it has 4: give" in done.err
     assert not list(tmp_path.glob(".dest*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--calibrate", "MODEL", "DEST"], "--calibrate took what follows it: write SOURCE DEST before"),
+        (["--bits", "4", "--calibrate", "a.txt", "MODEL", "DEST"], "write SOURCE DEST before --calibrate"),
+        (["MODEL", "--calibrate", "DEST"], "write DEST before --calibrate"),
+        (
+            ["--text", "a.txt", "MODEL", "DEST"],
+            "--text took what follows it: write SOURCE DEST before --text",
+        ),
+    ],
+)
+def test_a_flag_that_took_source_and_destination_is_named(olmo3: Run, command: list[str], said: str) -> None:
+    done = olmo3("convert", *command)
+    assert done.code == 2
+    assert said in done.err.splitlines()[-1]
+    assert "took what" not in olmo3("convert", "--calibrate").err
 
 
 def test_a_card_without_the_original_is_refused(olmo3: Run, tmp_path: Path) -> None:
@@ -135,7 +156,7 @@ class Terminal(io.StringIO):
 def test_a_bar_says_what_converting_is_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.preparing._TOKENS", 256)
+    monkeypatch.setattr("convert.preparing._TOKENS", 64)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert main(["convert", str(tiny_checkpoint), str(tmp_path / "dest")]) == 0
     said = dict.fromkeys(re.findall(r"([a-z][a-z, 0-9%]*): +\d+%\|", terminal.getvalue()))

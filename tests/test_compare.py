@@ -1,6 +1,7 @@
 """`olmo3 compare`: reports, JSON, cards, and one line for whatever goes wrong."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from convert import compare
 from olmo3_mlx.errors import Olmo3Error, OptionError
 
 CONFIG = {**TINY, "vocab_size": 8192, "eos_token_id": [8190, 8188]}
+KINDS = ["prose", "documents", "code", "conversations"]
 FEW = ("--tokens", 64, "--length", 32)
 
 
@@ -35,22 +37,22 @@ def test_a_report_says_what_was_lost_and_what_to_try(olmo3: Run, pair: tuple[Pat
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == f"{pair[0]} → {pair[1]}"
-    about = "English prose of 1730 to 1876: Newton, the Constitution of the United States, Mark Twain"
-    assert lines[1] == f"on 2 × 32 tokens of the text that comes with olmo3-mlx ({about})"
-    assert "on this text: others give others, what counts is the ratio" in done.out
+    assert lines[1] == f"on 8 × 32 tokens of 4 texts ({', '.join(KINDS)})"
+    assert [line.split()[0] for line in lines[4:9]] == [*KINDS, "all"]
     assert "of an 8B in llama.cpp's table" in done.out
     for label in (
         "size",
         "bits per weight",
-        "perplexity",
-        "KL divergence",
-        "same top token",
+        "worst text",
+        "largest KL",
         "hidden states",
     ):
         assert any(line.startswith(f"  {label}") for line in lines), label
     assert "bits per weight 32.00 → 6.0" in done.out
-    assert "of 62 positions" in done.out
-    assert any(line.split(":")[0] in ("good", "fair", "poor") for line in lines)
+    assert "of 248 positions" in done.out
+    worst = max(lines[4:8], key=lambda line: float(line.split()[1])).split()[0]
+    assert any(re.match(rf"(good|fair|poor) on {worst}: ", line) for line in lines)
+    assert f"  worst text      {worst}, " in done.out
     assert done.err == ""
 
 
@@ -71,7 +73,7 @@ def test_a_checkpoint_beside_itself_is_identical(olmo3: Run, pair: tuple[Path, P
     assert done.code == 0
     assert "identical: both models say the same everywhere" in done.out
     assert "to come closer" not in done.out
-    assert "0.00000 ± 0.00000 nats" in done.out
+    assert "0.00000 ± 0.00000" in done.out
 
 
 def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
@@ -83,13 +85,48 @@ def test_json_is_one_line_with_every_figure_and_the_card_holds_the_same(
     assert done.code == 0
     assert done.out.count("\n") == 1
     found = json.loads(done.out)
-    assert found["text"]["name"] == "text.txt"
+    assert [text["kind"] for text in found["texts"]] == ["text.txt"] == list(found["kinds"])
     assert found["tokens"] == 2 * 31
     names = {"original": "plain", "result": "4bit"}
     names["command"] = "olmo3 compare plain 4bit --tokens 64 --length 32 --text text.txt"
     assert {**found, **names} == json.loads((tmp_path / "quality.json").read_text())
     assert f"\n{names['command']}\n" in (tmp_path / "QUALITY.md").read_text()
     assert "**›**" in (tmp_path / "QUALITY.md").read_text()
+
+
+def test_several_files_are_measured_apart_conversations_through_the_template(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rain.txt").write_text("The rain had stopped before noon, and the road was dry again. " * 30)
+    messages = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "It is."}]
+    Path("chats.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 9)
+    done = olmo3("compare", *pair, *FEW, "--text", "rain.txt", "chats.jsonl")
+    kinds = ["rain.txt", "chats.jsonl"]
+    assert done.out.splitlines()[1] == "on 4 × 32 tokens of 2 texts (rain.txt, chats.jsonl)"
+    assert [line.split()[0] for line in done.out.splitlines()[4:7]] == [*kinds, "all"]
+    found = json.loads(olmo3("compare", *pair, *FEW, "--text", *kinds, "--json").out)
+    assert list(found["kinds"]) == kinds
+    assert json.loads(olmo3(*shlex.split(found["command"])[1:], "--json").out) == found
+    assert compare(*pair, tokens=64, length=32, text=kinds).quality.kl_mean == found["kl_mean"]
+    alone = json.loads(olmo3("compare", *pair, *FEW, "--text", "chats.jsonl", "--json").out)
+    assert alone["kl_mean"] == pytest.approx(found["kinds"]["chats.jsonl"]["kl_mean"], rel=1e-6)
+    renamed = Path(shutil.copytree(pair[0], "stage"))
+    words = (renamed / "tokenizer.json").read_text().replace("<|im_end|>", "<|renamed|>")
+    (renamed / "tokenizer.json").write_text(words)
+    assert olmo3("compare", pair[0], renamed, *FEW, "--text", "chats.jsonl").code == 0
+    done = olmo3("compare", *pair, *FEW, "--text", "rain.txt", "rain.txt")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "rain.txt is named twice" in done.err
+
+
+def test_a_base_checkpoint_is_not_measured_on_conversations(
+    olmo3: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(pair[0], tmp_path / "base", ignore=shutil.ignore_patterns("chat_template*"))
+    found = json.loads(olmo3("compare", base, pair[1], *FEW, "--json").out)
+    assert list(found["kinds"]) == KINDS[:-1]
+    assert found["decided_by"] in KINDS[:-1]
 
 
 def test_a_cards_folder_is_made_and_a_card_that_it_holds_is_not_overwritten(
@@ -107,7 +144,7 @@ def test_a_cards_folder_is_made_and_a_card_that_it_holds_is_not_overwritten(
 
 def test_the_command_on_the_card_measures_the_same_again(olmo3: Run, pair: tuple[Path, Path]) -> None:
     found = json.loads(olmo3("compare", *pair, "--tokens", 40, "--json").out)
-    assert (found["text"]["sequences"], found["text"]["length"]) == (1, 40)
+    assert {(text["sequences"], text["length"]) for text in found["texts"]} == {(1, 40)}
     again = json.loads(olmo3(*found["command"].split()[1:], "--json").out)
     assert again == found
 
@@ -130,7 +167,7 @@ def test_a_card_tells_nothing_of_where_on_the_disk_it_was_made(
     figures = json.loads(Path("result", "quality.json").read_text())
     assert (figures["original"], figures["result"]) == ("plain", "result")
     again = json.loads(olmo3(*shlex.split(figures["command"])[1:], "--json").out)
-    assert (again["kl_mean"], again["text"]) == (figures["kl_mean"], figures["text"])
+    assert (again["kl_mean"], again["texts"]) == (figures["kl_mean"], figures["texts"])
 
 
 def test_stages_of_training_whose_tags_have_other_names_can_be_compared(
@@ -183,14 +220,18 @@ def test_the_command_on_a_native_checkpoints_card_measures_the_same_again(
     assert f"\n{figures['command']}\n" in (tmp_path / "dest" / "QUALITY.md").read_text()
     monkeypatch.chdir(tmp_path)
     again = json.loads(olmo3(*shlex.split(figures["command"])[1:], "--json").out)
-    assert (again["kl_mean"], again["text"]) == (figures["kl_mean"], figures["text"])
+    assert (again["kl_mean"], again["texts"]) == (figures["kl_mean"], figures["texts"])
 
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
         (("--tokens", 1), 2, "--tokens must be at least 2, not 1"),
-        (("--tokens", 10**6, "--length", 32), 2, "the text is too short: 1000000 tokens are needed"),
+        (
+            ("--tokens", 10**6, "--length", 32),
+            2,
+            "prose of olmo3-mlx is too short: 1000000 tokens are needed",
+        ),
         (("--length", 300), 2, "as many as the context, 256, not 300"),
         (("--length", 1), 2, "sequences of 2 or more tokens"),
         (("--text", "/nonexistent.txt"), 2, "/nonexistent.txt: the text cannot be read"),
@@ -251,7 +292,8 @@ def test_two_checkpoints_are_compared_from_python(
     )
     assert (comparison.original, comparison.result) == tuple(map(str, pair))
     assert comparison.verdict in ("good", "fair", "poor")
-    assert comparison.quality.tokens == 62
+    assert comparison.quality.tokens == 4 * 62
+    assert {kind: each.tokens for kind, each in comparison.quality.kinds.items()} == dict.fromkeys(KINDS, 62)
     assert not comparison.flattered
     assert seen[-1][0] == seen[-1][1]
     assert json.loads(json.dumps(comparison.figures())) == json.loads(
@@ -295,4 +337,4 @@ def test_an_argument_of_another_type_is_refused_by_its_name(name: str) -> None:
 
 
 def test_sequences_are_no_longer_than_both_models_take(pair: tuple[Path, Path]) -> None:
-    assert compare(*pair, tokens=600).text.tokens.shape == (2, 256)
+    assert compare(*pair, tokens=300).texts.tokens.shape == (4, 256)

@@ -44,8 +44,8 @@ def refused(source: Path, message: str, /, **options: Any) -> None:
         ("recipe", 4, "a name, a file or None"),
         ("recipe", {"bits": 4}, "a name, a file or None"),
         ("dtype", 16, "a name or None"),
-        ("calibrate", None, "True, False or a text file"),
-        ("calibrate", "", "True, False or a text file"),
+        ("calibrate", None, "True, False, a text file or several"),
+        ("calibrate", "", "True, False, a text file or several"),
         ("target_bpw", "4", "a number or None"),
         ("target_bpw", True, "a number or None"),
         ("revision", 1, "a branch, tag or commit, or None"),
@@ -53,7 +53,7 @@ def refused(source: Path, message: str, /, **options: Any) -> None:
         ("resume", "no", "True or False"),
         ("keep", None, "True or False"),
         ("card", "yes", "True, False or None"),
-        ("text", ["text"], "a text file or None"),
+        ("text", ["text", 5], "a text file, several or None"),
         ("upload_to", Path("you/model"), "a repository's name or None"),
     ],
 )
@@ -247,5 +247,9 @@ def test_options_say_what_they_mean(tmp_path: Path) -> None:
     assert ConvertOptions(dtype="bfloat16").cast == mx.bfloat16
     assert not ConvertOptions().calibrates
     assert ConvertOptions(target_bpw=5).calibrates
-    assert ConvertOptions(calibrate=tmp_path).calibration_file == tmp_path
-    assert ConvertOptions(calibrate=True).calibration_file is None
+    assert ConvertOptions(calibrate=tmp_path).calibration_files == (tmp_path,)
+    assert ConvertOptions(calibrate=["a", tmp_path], card=True).calibration_files == (Path("a"), tmp_path)
+    assert ConvertOptions(calibrate=True).calibration_files is None
+    assert ConvertOptions(text=("a", "b"), card=True).text_files == (Path("a"), Path("b"))
+    assert ConvertOptions(card=True).text_files is None
+    assert ConvertOptions(calibrate=("a", "b")).settings["calibrate"] == "a b"

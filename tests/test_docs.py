@@ -169,4 +169,6 @@ def test_the_wheel_holds_both_packages_whole_their_types_texts_and_the_demo(tmp_
     files = [path for top in ("olmo3_mlx", "convert") for path in (ROOT / top).rglob("*") if path.is_file()]
     assert held == {p.relative_to(ROOT).as_posix() for p in files if "__pycache__" not in p.parts}
     assert {"olmo3_mlx/py.typed", "convert/py.typed", "olmo3_mlx/demo/model.safetensors"} <= held
-    assert {"convert/text/evaluation.txt", "convert/text/calibration.txt"} <= held
+    assert {
+        f"convert/text/{name}" for name in ("evaluation/code.txt", "calibration/conversations.jsonl")
+    } <= held

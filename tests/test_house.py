@@ -42,7 +42,8 @@ FLOORS: dict[str, list[str]] = {
     ],
     "convert": [
         "progress quantized size",
-        "reading: ahead softmax stored native.unpickle texts, remote native.archive native.config, "
+        "texts: kinds, conversations sequences, files, shipped",
+        "reading: ahead softmax stored native.unpickle, remote native.archive native.config, "
         "native.distcp, native.checkpoint, source, finite layers",
         "recipe",
         "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",

@@ -1,4 +1,4 @@
-"""How far one checkpoint is from another, against float64 NumPy; the evaluation text."""
+"""How far one checkpoint is from another, against float64 NumPy."""
 
 import math
 from pathlib import Path
@@ -13,12 +13,10 @@ from conftest import TINY, random_model, save_checkpoint
 
 from convert.card import divergence
 from convert.card.measure import measure
-from convert.card.quality import HISTOGRAM_EDGES, standard_error
+from convert.card.quality import HISTOGRAM_EDGES, quantiles, standard_error
 from convert.reading.layers import Layers
 from convert.reading.source import Source
-from convert.reading.texts import read_text, text_tokens
-from olmo3_mlx import Olmo3, Tokenizer
-from olmo3_mlx.checkpoints.names import DEMO
+from olmo3_mlx import Olmo3
 from olmo3_mlx.errors import CheckpointError, ConvertError, OptionError, PromptError
 
 TOKENS = mx.random.randint(0, 128, (3, 40), key=mx.random.key(7))
@@ -258,6 +256,37 @@ def test_states_that_overflow_with_finite_weights_are_refused(
         measure(pair[0], save(tmp_path / "large", model), TOKENS)
 
 
+def test_kinds_are_measured_apart_in_one_pass_and_together(pair: tuple[Source, Source]) -> None:
+    seen: list[tuple[int, int]] = []
+    quality = measure(*pair, TOKENS, lambda *counts: seen.append(counts), kinds=["a", "b", "a"])
+    assert seen[-1][1] == 2 * sum(t.size for t in random_model(TINY).tensors().values())
+    assert list(quality.kinds) == ["a", "b"]
+    for kind, rows in (("a", [0, 2]), ("b", [1])):
+        alone = measure(*pair, TOKENS[mx.array(rows)])
+        for name, value in vars(quality.kinds[kind]).items():
+            assert value == pytest.approx(getattr(alone, name), rel=1e-5), name
+    p, q = (log_probabilities(source, TOKENS[1:2]) for source in pair)
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    found = quality.kinds["b"]
+    assert found.kl_mean == pytest.approx(kl.mean(), rel=1e-3)
+    assert found.kl_999 == pytest.approx(np.quantile(kl, 0.999), rel=5e-3)
+    assert found.perplexity_ratio == pytest.approx(found.perplexity[1] / found.perplexity[0])
+    assert quality.tokens == sum(each.tokens for each in quality.kinds.values())
+    assert quality.kl_mean == pytest.approx((2 * quality.kinds["a"].kl_mean + found.kl_mean) / 3)
+    assert [w.kind for w in quality.worst] == ["aba"[w.sequence] for w in quality.worst]
+
+
+def test_errors_of_quantiles_are_those_of_samples_whose_neighbours_resemble_each_other() -> None:
+    rng = np.random.default_rng(1)
+    runs = [np.repeat(rng.exponential(size=(4, 16)), 32, axis=1) for _ in range(200)]
+    found, errors = quantiles(runs[0])
+    assert found == np.quantile(runs[0], (0.5, 0.99, 0.999)).tolist()
+    assert quantiles(runs[0]) == (found, errors)
+    true = np.std([np.median(values) for values in runs])
+    assert np.mean([quantiles(values)[1][0] for values in runs[:10]]) == pytest.approx(true, rel=0.3)
+    assert quantiles(np.array([[1.0]])) == ([1.0] * 3, [0.0] * 3)
+
+
 def test_the_error_of_a_mean_knows_that_neighbours_resemble_each_other() -> None:
     rng = np.random.default_rng(0)
     independent = rng.normal(size=(4, 320))
@@ -265,31 +294,3 @@ def test_the_error_of_a_mean_knows_that_neighbours_resemble_each_other() -> None
     assert standard_error(independent) == pytest.approx(1 / math.sqrt(1280), rel=0.3)
     assert standard_error(alike) == pytest.approx(1 / math.sqrt(40), rel=0.3)
     assert standard_error(np.array([[1.0]])) == 0
-
-
-def test_the_text_is_prose_for_many_sequences_spread_evenly() -> None:
-    text, tokenizer = read_text(), Tokenizer.from_folder(DEMO)
-    assert 60_000 < len(text.encode()) < 100_000
-    ids = tokenizer.encode(text)
-    tokens = np.array(text_tokens(text, tokenizer, 1000, 8))
-    assert tokens.shape == (8, 1000)
-    assert tokens[0].tolist() == ids[:1000]
-    assert tokens[-1].tolist() == ids[-1000:]
-    places = [next(i for i in range(len(ids)) if ids[i : i + 20] == row[:20].tolist()) for row in tokens]
-    assert min(np.diff(places)) >= 1000
-
-
-def test_a_text_that_is_too_short_says_how_much_is_there_and_needed(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_folder(DEMO)
-    with pytest.raises(OptionError, match=r"200 tokens are needed \(2 sequences of 100\), it has 2"):
-        text_tokens("Hello world", tokenizer, 100, 2)
-    with pytest.raises(OptionError, match=r"200 tokens are needed"):
-        text_tokens("Hello world", tokenizer, 100, 9, least=2)
-    assert text_tokens("one " * 350, tokenizer, 100, 9, least=2).shape == (3, 100)
-    with pytest.raises(OptionError, match="1 or more sequences of 2 or more"):
-        text_tokens("Hello", tokenizer, 1, 1)
-    with pytest.raises(OptionError, match="cannot be read"):
-        read_text(tmp_path / "none.txt")
-    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(OptionError, match="UTF-8"):
-        read_text(tmp_path / "latin1.txt")

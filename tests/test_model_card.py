@@ -91,8 +91,10 @@ def test_the_card_links_only_pages_that_are_there(even: Path, tmp_path: Path) ->
     to_mlx(even, tmp_path / "dest", card=True)
     text = card_of(tmp_path / "dest").text
     assert re.findall(r"https?://[^)\s]+", text) == ["https://pypi.org/project/mlx-lm/"]
-    assert "perplexity" in text
-    assert "on the text that comes with olmo3-mlx (English prose of 1730 to 1876: " in text
+    quality = re.search(r"said of (\w+), where it is farthest off\.\n\n(\|.*\n)+", text)
+    assert quality
+    assert re.search(rf"^\| {quality[1]} \| .* ± .* \| .* of 31 \| .* ± .* \|$", quality[0], re.M)
+    assert re.search(r"^\| all 4 kinds of text \| .* of 124 ", quality[0], re.M)
     assert "of an 8B in llama.cpp's table (a small model's KL is not a large one's)" in text
 
 

@@ -1,6 +1,7 @@
 """The command that measures two checkpoints against each other, as users run it again."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class CompareCommand:
     card: str | Path | None = None
     tokens: int | None = None
     length: int | None = None
-    text: str | Path | None = None
+    text: Sequence[str | Path] | None = None
     tokenizer: str | Path | None = None
     revision_a: str | None = None
     revision_b: str | None = None
@@ -33,10 +34,12 @@ class CompareCommand:
         for option in fields(self)[2:]:
             value = getattr(self, option.name)
             if value is not None:
-                parts += [f"--{option.name.replace('_', '-')}", str(value)]
+                values = value if option.name == "text" else [value]
+                parts += [f"--{option.name.replace('_', '-')}", *map(str, values)]
         return shlex.join(parts)
 
     def without_paths(self) -> "CompareCommand":
         """The same command with folders and files by their own names."""
-        text, tokenizer = (None if name is None else own_name(name) for name in (self.text, self.tokenizer))
+        text = None if self.text is None else tuple(map(own_name, self.text))
+        tokenizer = None if self.tokenizer is None else own_name(self.tokenizer)
         return replace(self, a=own_name(self.a), b=own_name(self.b), text=text, tokenizer=tokenizer)

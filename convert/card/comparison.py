@@ -11,14 +11,14 @@ import mlx.core as mx
 from convert.calibration.text import CalibratedOn
 from convert.card.advice import advice
 from convert.card.command import CompareCommand
-from convert.card.evaluation import EvaluationText
+from convert.card.evaluation import EvaluationTexts
 from convert.card.method import QuantizationMethod
 from convert.card.quality import HISTOGRAM_EDGES, Quality
-from convert.card.verdict import meaning, verdict
+from convert.card.verdict import deciding, meaning, verdict
 from olmo3_mlx import __version__
 
-SCHEMA = 1  # of the figures; a change that breaks readers makes it 2
-FLATTERED = "These figures flatter the result, as it was calibrated on the text that it is measured on"
+SCHEMA = 2  # of the figures; a change that breaks readers makes it 3
+FLATTERED = "These figures flatter the result, as it was calibrated on a text that it is measured on"
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Comparison:
     """A result measured against its original.
 
     quality                the figures
-    text                   the text that both read
+    texts                  the texts that both read
     command                the command that measures the same again; it names both checkpoints
     method                 how the result was quantized, if that is known
     original_quantization  how the original is quantized itself, in words; "" if it is not
     """
 
     quality: Quality
-    text: EvaluationText
+    texts: EvaluationTexts
     command: CompareCommand
     method: QuantizationMethod | None = None
     original_quantization: str = ""
@@ -54,6 +54,16 @@ class Comparison:
         return verdict(self.quality)
 
     @property
+    def decided_by(self) -> str:
+        """The kind of text that the verdict is about: the one on which the result is farthest off."""
+        return deciding(self.quality)
+
+    @property
+    def said_of(self) -> str:
+        """The same where it has to be said: "" if there is one kind, or nothing is off on any."""
+        return self.decided_by if len(self.quality.kinds) > 1 and self.verdict != "identical" else ""
+
+    @property
     def meaning(self) -> str:
         """The verdict's meaning for whoever uses the result, in half a sentence."""
         return meaning(self.verdict)
@@ -65,12 +75,13 @@ class Comparison:
 
     @property
     def flattered(self) -> bool:
-        """Whether the result was calibrated on the text that it was measured on."""
-        return self.method is not None and self.method.saw(self.text.sha256)
+        """Whether the result was calibrated on a text that it was measured on."""
+        seen = self.calibrated_on
+        return seen is not None and any(seen.saw(text.label.sha256) for text in self.texts.texts)
 
     @property
     def calibrated_on(self) -> CalibratedOn | None:
-        """The text that the result was calibrated on, if that is known."""
+        """The texts that the result was calibrated on, if that is known."""
         return None if self.method is None else self.method.calibrated_on
 
     def without_paths(self) -> "Comparison":
@@ -79,21 +90,16 @@ class Comparison:
 
     def figures(self) -> dict[str, Any]:
         """Every figure, for programs, in JSON's types; pairs are [original, result]."""
-        count, length = self.text.tokens.shape
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
+            "decided_by": self.decided_by,
             "advice": list(self.advice),
             "original": self.original,
             "original_quantized": self.original_quantization or None,
             "result": self.result,
-            "text": {
-                "name": self.text.name,
-                "sha256": self.text.sha256,
-                "sequences": count,
-                "length": length,
-            },
-            "calibration": None if self.calibrated_on is None else self.calibrated_on._asdict(),
+            "texts": [text.figures() for text in self.texts.texts],
+            "calibration": None if self.calibrated_on is None else self.calibrated_on.figures(),
             "command": str(self.command),
             "versions": versions(),
             **asdict(self.quality),

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from convert.texts.sequences import TextRead
+
 
 def code(text: str) -> str:
     """Text as a code span that keeps to its table cell: line ends and other control characters are escaped,
@@ -21,3 +23,18 @@ def code(text: str) -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """The lines of a table; the second row is the line under the titles."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def named(kind: str) -> str:
+    """A kind of text: a word as it stands, a file's name as code."""
+    return kind if kind.isalpha() else code(kind)
+
+
+def texts_table(texts: Sequence[TextRead]) -> str:
+    """Which texts were read, and how much of each."""
+    rows: list[tuple[str, ...]] = [("text", "what it is", "tokens", "SHA-256"), ("---", "---", "---:", "---")]
+    for text in texts:
+        label = text.label
+        about = label.about or f"the file {code(label.name)}"
+        rows.append((named(label.kind), about, f"{text.tokens:,}", f"`{label.sha256[:16]}…`"))
+    return table(rows)

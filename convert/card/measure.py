@@ -7,7 +7,7 @@ In memory at once: one block in float32, pieces of both heads with their logits,
 both models, N * L * hidden_size * 4 bytes each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import mlx.core as mx
@@ -28,8 +28,18 @@ _SAME = (
 )  # fmt: skip
 
 
-def measure(original: Source, result: Source, tokens: mx.array, progress: Progress | None = None) -> Quality:
+def measure(
+    original: Source,
+    result: Source,
+    tokens: mx.array,
+    progress: Progress | None = None,
+    *,
+    kinds: Sequence[str] | None = None,
+) -> Quality:
     """Measure how far `result` is from `original` on texts, `tokens` [N, L], from their second tokens on.
+
+    `kinds` are those of the N sequences; left out they are all of one kind, "text". Each block is read once,
+    however many kinds there are.
 
     `progress(done, total)` counts the weights of both that have been read; a tied head, which is read twice,
     counts once. Raises ConvertError for two architectures or vocabularies, naming what differs; OptionError
@@ -58,7 +68,8 @@ def measure(original: Source, result: Source, tokens: mx.array, progress: Progre
     if not np.isfinite(predictions.kl).all():
         raise _not_finite(original, result, "logits are not finite")
     count.end()
-    return summary(predictions, actual, tuple(errors), (original.size, result.size))
+    kinds = ["text"] * len(actual) if kinds is None else kinds
+    return summary(predictions, actual, kinds, tuple(errors), (original.size, result.size))
 
 
 def _not_finite(original: Source, result: Source, symptom: str) -> CheckpointError:

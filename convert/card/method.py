@@ -16,7 +16,7 @@ class QuantizationMethod:
     bits           the bits that were asked for, if "bits" chose them
     calibrated     whether it was calibrated; None if nobody knows
     left_out       the inputs of layers that are not quantized as no group divides them, by path
-    calibrated_on  the text that it was calibrated on, if that is known
+    calibrated_on  the texts that it was calibrated on, if they are known
     """
 
     layers: Mapping[str, Quantization]
@@ -34,10 +34,6 @@ class QuantizationMethod:
         method = cls(layers, calibrated=None if calibrated_on is None else True, calibrated_on=calibrated_on)
         rest = {path: n for path, n in inputs.items() if path not in layers and n % method.group_size}
         return replace(method, left_out=rest)
-
-    def saw(self, sha256: str) -> bool:
-        """Whether it was calibrated on the text with this SHA-256, so that figures from that flatter it."""
-        return self.calibrated_on is not None and self.calibrated_on.sha256 == sha256
 
     @property
     def weighed(self) -> bool:

@@ -12,8 +12,9 @@ import mlx.core as mx
 from convert.calibration.text import CalibratedOn
 from convert.card.command import own_name
 from convert.card.comparison import Comparison
-from convert.card.markdown import code
+from convert.card.markdown import code, named, table, texts_table
 from convert.card.page import CARD
+from convert.card.quality import Figures
 from convert.card.verdict import place
 from convert.recipe import Plan
 from convert.size import Size
@@ -44,7 +45,7 @@ class ModelFacts:
     plain                the layers that could be quantized and are not, with their dtypes, by path
     dtype                of what is not quantized
     size                 the result's
-    calibrated_on        the text that it was calibrated on, if it was
+    calibrated_on        the texts that it was calibrated on, if it was
     program              the versions that converted it
     chats                whether it has a chat template
     """
@@ -157,18 +158,31 @@ Made by {facts.program}.
 def _quality(facts: ModelFacts, comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
-    quality = comparison.quality
     original = (
         "the quantized checkpoint that it was made from" if facts.source_quantization else "the original"
     )
-    before, after = quality.perplexity
+    quality, worst = comparison.quality, comparison.quality.kinds[comparison.decided_by]
+    kind = named(comparison.decided_by)
+    of = f", said of {kind}, where it is farthest off" if comparison.said_of else ""
+    rows: list[tuple[str, ...]] = [
+        ("text", "mean KL, nats", "same top token", "perplexity, ratio"),
+        ("---", "---:", "---:", "---:"),
+        (kind, *_of_text(worst)),
+    ]
+    if len(quality.kinds) > 1:
+        rows.append((f"all {len(quality.kinds)} kinds of text", *_of_text(quality)))
     return (
-        f"\n## Quality\n\nMeasured against {original}: **{comparison.verdict}** ({comparison.meaning}). "
-        f"Mean KL divergence {quality.kl_mean:.5f} nats, {place(quality.kl_mean)} (a small model's KL is not "
-        f"a large one's); the same top token at {quality.agreement:.1%} of {quality.tokens:,} positions; "
-        f"perplexity {before:.3f} before and {after:.3f} after on {comparison.text.described}. Other "
-        f"texts give other perplexities: what counts is the ratio, {after / before:.3f}. "
-        f"[How, and where it is off]({CARD}).\n"
+        f"\n## Quality\n\nMeasured against {original}: **{comparison.verdict}** ({comparison.meaning}){of}.\n"
+        f"\n{table(rows)}\n\nThe mean KL on {kind} lies {place(worst.kl_mean)} (a small model's KL is not a "
+        f"large one's). [On which texts, how, and where it is off]({CARD}).\n"
+    )
+
+
+def _of_text(figures: Figures) -> tuple[str, ...]:
+    return (
+        f"{figures.kl_mean:.5f} ± {figures.kl_error:.5f}",
+        f"{figures.agreement:.1%} of {figures.tokens:,}",
+        f"{figures.perplexity_ratio:.4f} ± {figures.perplexity_ratio_error:.4f}",
     )
 
 
@@ -196,6 +210,8 @@ def _quantization(facts: ModelFacts) -> str:
     if facts.calibrated_on:
         rounding = f"Calibrated on {facts.calibrated_on.in_words}, block by block."
     blocks = len({_split(path)[0] for path in (*facts.plan.layers, *facts.plain)} - {None})
+    if facts.calibrated_on and len(facts.calibrated_on.texts) > 1:
+        rounding += f"\n\n{texts_table(facts.calibrated_on.texts)}"
     lines = [rounding, "", "| layers | bits | group size | mode |", "|---|---|---|---|"]
     for scheme, paths in _alike(facts.plan.layers):
         lines.append(f"| {_layers(paths, blocks)} | {scheme.bits} | {scheme.group_size} | {scheme.mode} |")

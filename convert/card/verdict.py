@@ -9,7 +9,7 @@ many others repeat: https://huggingface.co/TheBloke/Mistral-7B-Instruct-v0.2-GGU
 
 from dataclasses import dataclass
 
-from convert.card.quality import Quality
+from convert.card.quality import Figures, Quality
 
 TABLE = "https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity/README.md"
 
@@ -57,13 +57,33 @@ _MEANING = {
 
 
 def verdict(quality: Quality) -> str:
-    """The one word: "identical", "good", "fair" or "poor"."""
-    if quality.kl_max == 0 and quality.agreement == 1:
+    """The one word: "identical", "good", "fair" or "poor". It is that of the worst kind of text, as a
+    result is for all kinds that it was measured on.
+    """
+    return word_of(quality.kinds[deciding(quality)])
+
+
+def deciding(quality: Quality) -> str:
+    """The kind of text that the verdict is about: of those with the worst word, the one with the largest
+    KL.
+    """
+    words = list(_MEANING)
+    return max(quality.kinds, key=lambda kind: _rank(words, quality.kinds[kind]))
+
+
+def word_of(figures: Figures) -> str:
+    """The word for the figures on one kind of text."""
+    if figures.kl_max == 0 and figures.agreement == 1:
         return "identical"
     for word, limit in _LIMITS.items():
-        if quality.kl_mean <= limit.kl and quality.agreement >= limit.agreement:
+        if figures.kl_mean <= limit.kl and figures.agreement >= limit.agreement:
             return word
     return "poor"
+
+
+def _rank(words: list[str], figures: Figures) -> tuple[int, float]:
+    """How bad figures are: by their word, from the best to the worst, then by their KL."""
+    return words.index(word_of(figures)), figures.kl_mean
 
 
 def meaning(word: str) -> str:

@@ -5,9 +5,11 @@ import json
 from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar
+from olmo3_mlx.cli.columns import in_columns
 
 if TYPE_CHECKING:
     from convert import Comparison
+    from convert.card.quality import Figures, Quality
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -15,8 +17,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "compare",
         help="measure how far a checkpoint is from its original",
-        description="Measure how far checkpoint B is from checkpoint A on a text: KL divergence of "
-        "next-token distributions, perplexities, layer by layer errors. Works for any two of one "
+        description="Measure how far checkpoint B is from checkpoint A, by kind of text: KL divergence "
+        "of next-token distributions, perplexities, layer by layer errors. Works for any two of one "
         "architecture and vocabulary: a quantized one and its original, or two stages of training. "
         "Both are read block by block, so that neither needs to fit into memory.",
         epilog="The report says good, fair or poor; QUALITY.md, which --card writes, says what that means.",
@@ -24,14 +26,18 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("a", metavar="A", help="the original: a checkpoint's folder, or a hub id")
     parser.add_argument("b", metavar="B", help="what became of it: the same")
     parser.add_argument(
-        "--text", metavar="FILE", help="a text in UTF-8 (default: old English prose that comes with this)"
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="one text in UTF-8 or more, each measured apart; a .jsonl file holds conversations, one a line "
+        "(default: prose, documents, code and conversations that come with this)",
     )
     parser.add_argument(
         "--tokens",
         type=int,
-        default=4096,
+        default=2048,
         metavar="N",
-        help="tokens to read, spread over the text (default: %(default)s)",
+        help="tokens to read of each text, spread over it (default: %(default)s)",
     )
     parser.add_argument(
         "--length",
@@ -77,32 +83,55 @@ def _report(comparison: "Comparison") -> str:
     from convert.card.verdict import place  # noqa: PLC0415
 
     q = comparison.quality
-    count, length = comparison.text.tokens.shape
+    decided_by = comparison.decided_by
+    count, length = comparison.texts.tokens.shape
     most = max(q.layers, key=lambda e: e.added)
-    (a, b), (before, after) = q.sizes, q.perplexity
+    a, b = q.sizes
     rows = [
         ("size", f"{a.in_words} → {b.in_words}"),
         ("bits per weight", f"{a.bits_per_weight:.2f} → {b.bits_per_weight:.2f}"),
-        ("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})"),
-        ("", "on this text: others give others, what counts is the ratio"),
-        ("KL divergence", f"{q.kl_mean:.5f} ± {q.kl_error:.5f} nats on average"),
-        ("", place(q.kl_mean)),
-        ("", f"{q.kl_median:.5f} median, {q.kl_99:.4f} 99th percentile, {q.kl_max:.3f} largest"),
-        ("same top token", f"{q.agreement:.2%} of {q.tokens:,} positions"),
+        ("worst text", f"{decided_by}, {place(q.kinds[decided_by].kl_mean)}"),
+        ("largest KL", f"{q.kl_max:.3f} nats at one of {q.tokens:,} positions"),
         ("hidden states", f"{q.layers[-1].accumulated:.2%} off after the last layer"),
         ("", f"{most.name} adds the most, {most.added:.2%}"),
     ]  # fmt: skip
     quantized = comparison.original_quantization
+    of = f" on {comparison.said_of}" if comparison.said_of else ""
     lines = [
         f"{comparison.original} → {comparison.result}",
         *([f"the first is quantized itself ({quantized})"] if quantized else []),
-        f"on {count} × {length:,} tokens of {comparison.text.described}",
+        f"on {count} × {length:,} tokens of {comparison.texts.described}",
+        "",
+        *_table(q),
         "",
         *(f"  {label:<16}{text}" for label, text in rows),
         "",
-        f"{comparison.verdict}: {comparison.meaning}",
+        f"{comparison.verdict}{of}: {comparison.meaning}",
         *([FLATTERED] if comparison.flattered else []),
     ]
     if comparison.advice:
         lines += ["to come closer, try", *(f"  - {line.replace('`', '')}" for line in comparison.advice)]
     return "\n".join(lines)
+
+
+def _table(quality: "Quality") -> list[str]:
+    """A line for each kind of text, and one for all if there are several."""
+    kinds: dict[str, Figures] = dict(quality.kinds)
+    if len(kinds) > 1:
+        kinds["all"] = quality
+    titles = ("", "KL in nats", "median", "99 %", "99.9 %", "same top token", "perplexity", "ratio")
+    rows = [titles, *((kind, *_cells(figures)) for kind, figures in kinds.items())]
+    return [f"  {line}" for line in in_columns(rows, left=(0,))]
+
+
+def _cells(figures: "Figures") -> tuple[str, ...]:
+    before, after = figures.perplexity
+    return (
+        f"{figures.kl_mean:.5f} ± {figures.kl_error:.5f}",
+        f"{figures.kl_median:.5f}",
+        f"{figures.kl_99:.4f}",
+        f"{figures.kl_999:.3f}",
+        f"{figures.agreement:.2%} ± {figures.agreement_error:.2%}",
+        f"{before:.3f} → {after:.3f}",
+        f"{figures.perplexity_ratio:.4f} ± {figures.perplexity_ratio_error:.4f}",
+    )

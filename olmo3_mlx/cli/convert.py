@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from olmo3_mlx.cli.bar import progress_bar
+from olmo3_mlx.cli.columns import in_columns
 from olmo3_mlx.cli.interrupt import Terminated, ending_in_order
 from olmo3_mlx.cli.wording import worded
 
 if TYPE_CHECKING:
     from convert import ConvertOptions, Report
+    from convert.card.quality import Figures
 
 DESCRIPTION = """\
 Quantize a checkpoint's linear layers, embedding and head, for this program and mlx-lm. Norms stay as they
@@ -70,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="measure the result against SOURCE and write QUALITY.md (default: if it is quantized)",
     )
-    parser.add_argument("--text", metavar="FILE", help="measure on this text (default: one that comes along)")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="measure on these texts, each apart (default: some of several kinds that come along)",
+    )
     _add_quantizing(parser)
     parser.set_defaults(run=run)
 
@@ -106,12 +113,11 @@ def _add_quantizing(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--calibrate",
-        nargs="?",
-        const=True,
+        nargs="*",
         metavar="FILE",
-        help="quantize so that a text is read as the original reads it (default: one that comes along): "
-        "slower and closer; unless a recipe is given, layers that matter more get more bits at the same "
-        "size. Write it after DEST, or with a file as --calibrate=FILE",
+        help="quantize so that texts are read as the original reads them (default: some of several kinds "
+        "that come along; a .jsonl file holds conversations, one a line): slower and closer; unless a "
+        "recipe is given, layers that matter more get more bits at the same size. Write it after DEST",
     )
     group.add_argument(
         "--target-bpw",
@@ -154,7 +160,7 @@ def _options(args: argparse.Namespace) -> "ConvertOptions":
         mode=args.mode or "affine",
         recipe=args.recipe,
         dtype=args.dtype,
-        calibrate=False if args.calibrate is None else args.calibrate,
+        calibrate=False if args.calibrate is None else args.calibrate or True,
         target_bpw=args.target_bpw,
         revision=args.revision,
         tokenizer=args.tokenizer,
@@ -209,7 +215,7 @@ def _tell_quality(args: argparse.Namespace, report: "Report") -> None:
         if reason is not None:
             print(f"not measured: {reason}", file=sys.stderr)
         return
-    comparison, quality = report.comparison, report.comparison.quality
+    comparison = report.comparison
     if reason is not None:
         command = CompareCommand(
             args.source,
@@ -221,12 +227,25 @@ def _tell_quality(args: argparse.Namespace, report: "Report") -> None:
         )
         print(f"no quality card: {reason} (`{command}` makes one)", file=sys.stderr)
     print(
-        f"quality: {comparison.verdict} ({comparison.meaning}): KL {quality.kl_mean:.5f}, same top token "
-        f"{quality.agreement:.1%}, perplexity {quality.perplexity[0]:.3f} -> {quality.perplexity[1]:.3f}"
+        f"quality: {comparison.verdict} ({comparison.meaning})"
+        f"{f', said of {comparison.said_of}' if comparison.said_of else ''}"
         f"{'; see QUALITY.md' if reason is None else ''}"
     )
+    rows = [_cells(kind, figures) for kind, figures in comparison.quality.kinds.items()]
+    print(*(f"  {line}" for line in in_columns(rows, left=(0, 1, 2, 3))), sep="\n")
     if report.flattered:
-        print(f"{FLATTERED}: measure on another text (--text FILE)", file=sys.stderr)
+        print(f"{FLATTERED}: measure on others (--text FILE ...)", file=sys.stderr)
     if comparison.verdict == "poor":
         end = "; try" if report.advice else ", at the most bits and smallest groups that there are"
         print(f"the result is poor{end}", *report.advice, sep="\n  - ", file=sys.stderr)
+
+
+def _cells(kind: str, figures: "Figures") -> tuple[str, ...]:
+    """What is printed of a kind of text."""
+    before, after = figures.perplexity
+    return (
+        kind,
+        f"KL {figures.kl_mean:.5f} ± {figures.kl_error:.5f}",
+        f"same top token {figures.agreement:.1%}",
+        f"perplexity {before:.3f} -> {after:.3f}",
+    )

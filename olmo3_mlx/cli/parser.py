@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from olmo3_mlx.cli.nearest import did_you_mean, nearest
+
+_REQUIRED = "the following arguments are required: "  # as argparse says it
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage, the message and what may have been meant; exit with 2."""
-        super().error(message + self._flag_meant())
+        super().error(message + self._flag_meant() + self._swallowed(message))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse what is none of an action's choices."""
@@ -35,6 +38,17 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(
             action, f"invalid choice: {value!r} (choose from {', '.join(choices)}){meant}"
         )
+
+    def _swallowed(self, message: str) -> str:
+        """The flag that took what an error misses, if there is one that takes all that follows it."""
+        missing = message.removeprefix(_REQUIRED)
+        if missing == message:
+            return ""
+        for flag, value in pairwise(self._given):
+            action = self._option_string_actions.get(flag)
+            if action is not None and action.nargs in ("*", "+") and not value.startswith("-"):
+                return f": {flag} took what follows it: write {missing.replace(',', '')} before {flag}"
+        return ""
 
     def _flag_meant(self) -> str:
         """The flag that is like the first wrong one, whatever the error: a wrong flag has many effects."""

@@ -35,12 +35,15 @@ def ours(args: argparse.Namespace) -> int:
     from convert.card.measure import measure
     from convert.reading.source import Source
     from convert.reading.stored import read
-    from convert.reading.texts import read_text, text_tokens
+    from convert.texts.sequences import as_many_of_each
+    from convert.texts.shipped import evaluation_texts
     from olmo3_mlx.text.tokenizer import Tokenizer
 
     args.out.mkdir()
     sources = [Source.open(args.original), Source.open(args.result)]
-    tokens = text_tokens(read_text(), Tokenizer.from_folder(sources[0].folder), args.length, args.count)
+    tokenizer = Tokenizer.from_folder(sources[0].folder)
+    prose = evaluation_texts(tokenizer)[0].tokenized(tokenizer)
+    tokens = as_many_of_each([prose], args.length, args.count).tokens
     for name, source in zip(NAMES, sources, strict=True):
         folder = args.out / name
         folder.mkdir()

@@ -153,7 +153,7 @@ def make(folder: Path) -> None:
     (folder / "prose.txt").write_text(prose)
     (folder / "latin1.txt").write_bytes(b"caf\xe9\n")
     (folder / "calibration.txt").write_text(
-        _first(TESTS.parent / "convert" / "text" / "calibration.txt", 45_000)
+        _first(TESTS.parent / "convert" / "text" / "calibration" / "prose.txt", 45_000)
     )
     (folder / "demo-files").symlink_to(DEMO)
     if SHARED.is_dir():
