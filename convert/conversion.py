@@ -25,7 +25,9 @@ from convert.reading.ahead import ahead
 from convert.reading.source import Source
 from convert.reading.stored import pieces
 from convert.recipe import Plan
+from convert.saved_recipe import in_toml, recipe_of
 from convert.size import Size
+from convert.target import OPTIONS
 from convert.writer import journal as keys
 from convert.writer.files import copied_files, copy_files, write_config, write_index
 from convert.writer.folder import check_room
@@ -40,6 +42,8 @@ from olmo3_mlx.quantization import in_words
 from olmo3_mlx.text.tokenizer import Tokenizer
 
 _PROGRAM = f"olmo3-mlx {__version__} with mlx {version('mlx')}"
+
+_CHOOSING = (*OPTIONS, "recipe", "bits", "group_size", "mode")  # settings that say which layer gets what
 
 Pieces = Iterator[tuple[str, dict[str, mx.array]]]  # a weight's name, and rows of the tensors that it becomes
 
@@ -103,6 +107,19 @@ class Conversion:
             keys.LAYERS: {path: [s.bits, s.group_size, s.mode] for path, s in self.plan.layers.items()},
             keys.COPIED_FILES: copied_files(self.source.folder, self.tokenizer_folder),
         }
+
+    def recipe(self) -> str:
+        """The plan as a recipe's file."""
+        asked = [f"{name}={value}" for name, value in self.settings.items() if name in _CHOOSING]
+        facts = [
+            f"Asked for: {', '.join(asked)}; in all {self.size.in_words}, "
+            f"{self.size.bits_per_weight:.3f} bits per weight.",
+            f"Written by {_PROGRAM}.",
+        ]
+        if self.calibration is not None:
+            facts.append(f"Calibrated on {self.calibration.described.in_words}.")
+        inputs = {path: width for path, (_, width) in Olmo3(self.source.config).quantizable().items()}
+        return in_toml(recipe_of(self.plan, inputs), source_name(self.source.folder), facts)
 
     def check_room(self, folder: Path) -> None:
         """Raise ConvertError if the disk of `folder` has no place for what is still to be written."""

@@ -20,8 +20,9 @@ from convert.preparing import calibrating, check_tokenizer, evaluation_texts, pr
 from convert.progress import Notice, Progress, Stage, untold
 from convert.reading.source import Source
 from convert.reading.stored import reading
+from convert.saved_recipe import new_file, save
 from convert.size import Size
-from convert.writer.folder import check_apart, destination, new_folder
+from convert.writer.folder import check_apart, destination, new_folder, unfinished
 from convert.writer.upload import check_login, upload
 from olmo3_mlx.errors import Olmo3Error
 from olmo3_mlx.memory.machine import small_buffer_pool
@@ -94,9 +95,13 @@ def convert(
 
     With `calibrate` (True, a text file or several) weights are rounded so that blocks give nearly the same
     outputs on texts as the original's; and unless there is a recipe, layers that matter more get more bits
-    at the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`. Of
+    at the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`,
+    `target_gb` for at most so many GB (10^9 bytes). With a recipe its plan is calibrated as it is. Of
     several files each is read as much, as far as it has; a .jsonl file holds conversations, one a line,
     {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template.
+
+    `save_recipe` is a new file, to which the bits of each layer are written as soon as they are known: a
+    recipe for checkpoints of the same model, which share them. So is the folder of any quantized checkpoint.
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
     beside it, in which `resume` goes on, to the same bytes. Without `calibrate` memory stays at some rows
@@ -119,7 +124,9 @@ def convert(
         measuring                              weights of source and result
         uploading                              nothing
 
-    The first three and `calibrating` are there with `calibrate` or `target_bpw` only. `notice(error)` is
+    The first three and `calibrating` are there with `calibrate` or a target only; `choosing bits` and
+    `calibrating` say behind another comma how long the stage will still take, once its first layer is done
+    and where that is minutes: "calibrating, layer 3 of 32, about 12 min left". `notice(error)` is
     told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read.
 
     Raises OptionError for options of a wrong type, with unknown values, or that exclude each other;
@@ -135,6 +142,9 @@ def convert(
         check_login(options.upload_to)
     dest = destination(dest)
     check_apart(dest, source, *([] if options.tokenizer is None else [options.tokenizer]))
+    recipe_file = None
+    if options.save_recipe is not None:
+        recipe_file = new_file(options.save_recipe, dest, unfinished(dest), resume=options.resume)
     with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
         original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
         with reading(original.folder):
@@ -142,9 +152,11 @@ def convert(
             talks = check_tokenizer(conversion, notice)
             texts, no_card = evaluation_texts(conversion, options)
         if options.calibrates:
-            if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
+            if options.target is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
             conversion = calibrating(conversion, options, folder=folder, stage=stage, progress=progress)
+        if recipe_file is not None:
+            save(recipe_file, conversion.recipe())
         conversion.write(folder, progress, stage)
         comparison = None
         if texts is not None:

@@ -8,7 +8,8 @@ from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
-from convert.recipe import Recipe, named, uniform
+from convert.recipe import Recipe, named, recipe_conflict, uniform
+from convert.target import OPTIONS, Target, asked_for
 from convert.writer.upload import check_repository_name
 from olmo3_mlx.checkpoints.weights import dtype_named
 from olmo3_mlx.errors import OptionError, Setting
@@ -28,6 +29,8 @@ class ConvertKeywords(TypedDict, total=False):
     dtype: str | mx.Dtype | None
     calibrate: bool | Files
     target_bpw: float | None
+    target_gb: float | None
+    save_recipe: str | Path | None
     revision: str | None
     tokenizer: str | Path | None
     resume: bool
@@ -45,10 +48,13 @@ class ConvertOptions:
                 nothing, and dequantizes a quantized source
     group_size  weights that share a scale: 64, or what the mode has
     mode        MLX's: affine, mxfp4, nvfp4 or mxfp8
-    recipe      which layers get how many bits: one of RECIPES or a TOML file (see convert.recipe)
+    recipe      which layers get how many bits: one of RECIPES, a TOML file or a quantized checkpoint's
+                folder (see convert.recipe)
     dtype       casts what is not quantized, and the scales
     calibrate   True, a text file or several: see `convert`
     target_bpw  calibrates to so many bits per weight in all, instead of `bits`
+    target_gb   the same to so many GB (10^9 bytes) at most
+    save_recipe a new file to write the bits of each layer to, as a recipe
     revision    branch, tag or commit of a source on the hub
     tokenizer   a checkpoint to take tokenizer and chat template from
     resume      go on with a conversion that was stopped
@@ -57,7 +63,8 @@ class ConvertOptions:
     text        a text file to measure on, or several
     upload_to   a repository on the hub
 
-    Two values are parsed from these, once: `schemes`, the recipe that they mean, and `cast`, the dtype.
+    Three values are parsed from these, once: `schemes`, the recipe that they mean, `cast`, the dtype, and
+    `target`, the size that bits are chosen for, if one was asked for.
 
     Raises OptionError for options of other types, with unknown values, or that another option rules out or
     requires; ConfigError for what a recipe's file says; HubError for a name that no repository has.
@@ -70,6 +77,8 @@ class ConvertOptions:
     dtype: str | mx.Dtype | None = None
     calibrate: bool | Files = False
     target_bpw: float | None = None
+    target_gb: float | None = None
+    save_recipe: str | Path | None = None
     revision: str | None = None
     tokenizer: str | Path | None = None
     resume: bool = False
@@ -79,6 +88,7 @@ class ConvertOptions:
     upload_to: str | None = None
     schemes: Recipe = field(init=False, repr=False, compare=False)
     cast: mx.Dtype | None = field(init=False, repr=False, compare=False)
+    target: Target | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, (types, expected) in _EXPECTED.items():
@@ -86,6 +96,7 @@ class ConvertOptions:
         for name in ("calibrate", "text"):
             files_of(name, getattr(self, name), _EXPECTED[name][1])
         self._check_quantizing()
+        object.__setattr__(self, "target", asked_for(self.target_bpw, self.target_gb))
         self._check_measuring()
         object.__setattr__(self, "schemes", self._schemes())
         object.__setattr__(self, "cast", None if self.dtype is None else dtype_named(self.dtype))
@@ -110,7 +121,7 @@ class ConvertOptions:
     @property
     def calibrates(self) -> bool:
         """Whether weights are calibrated on a text instead of rounded to nearest."""
-        return bool(self.calibrate) or self.target_bpw is not None
+        return bool(self.calibrate) or self.target is not None
 
     @property
     def calibration_files(self) -> tuple[Path, ...] | None:
@@ -124,15 +135,15 @@ class ConvertOptions:
 
     @property
     def chosen_by(self) -> str:
-        """What chooses the layers' bits: "recipe", "target" or "bits"."""
-        return "recipe" if self.recipe is not None else "bits" if self.target_bpw is None else "target"
+        """The option that chooses the layers' bits: "recipe", "target_bpw", "target_gb" or "bits"."""
+        return "recipe" if self.recipe is not None else "bits" if self.target is None else self.target.option
 
     @property
     def settings(self) -> dict[str, str | int | float | bool]:
         """The options that shape the result, by name, in JSON's types; defaults are
         included where they shape the result.
         """
-        settings: dict[str, Any] = {"target_bpw": self.target_bpw, "recipe": self.recipe}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*OPTIONS, "recipe")}
         if self.chosen_by == "bits":
             settings["bits"] = uniform(mode=self.mode).bits if self.bits is ... else self.bits
             settings["group_size"] = self.group_size
@@ -168,9 +179,17 @@ class ConvertOptions:
             )
         if self.recipe is not None and (bits_given or others_given):
             raise recipe_conflict()
-        if self.target_bpw is not None and (self.bits is not ... or others_given or self.recipe is not None):
+        if self.save_recipe is not None and self.only_casts:
             raise OptionError(
-                Setting("target_bpw"),
+                "nothing is quantized, so there is no recipe to save: give ",
+                Setting("bits"),
+                ", or leave out ",
+                Setting("save_recipe"),
+            )
+        target = next((name for name in OPTIONS if getattr(self, name) is not None), None)
+        if target and (self.bits is not ... or others_given or self.recipe is not None):
+            raise OptionError(
+                Setting(target),
                 " chooses bits and group sizes itself, in mode affine: leave out ",
                 *_listed("bits", "group_size", "recipe", "mode"),
             )
@@ -203,8 +222,6 @@ class ConvertOptions:
         """Raise OptionError for what calibration cannot do. The layers of a recipe are checked when they are
         known.
         """
-        if self.target_bpw is not None and not 1 < self.target_bpw < 16:
-            raise OptionError(Setting("target_bpw"), f" must be between 1 and 16, not {self.target_bpw}")
         if self.calibrates and not self.keep:
             raise OptionError(
                 "calibration reads the original more than once: leave out ", Setting("keep", False)
@@ -229,11 +246,6 @@ def check_affine(schemes: Collection[Quantization]) -> None:
             ", or ",
             Setting("calibrate"),
         )
-
-
-def recipe_conflict() -> OptionError:
-    """The error for bits, group size or mode beside a recipe."""
-    return OptionError(Setting("recipe"), " says bits, group size and mode: give either it or those")
 
 
 def check_type(name: str, value: object, types: tuple[type, ...], expected: str) -> None:
@@ -270,10 +282,11 @@ _EXPECTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "bits": ((int, NoneType, EllipsisType), "a whole number or None"),
     "group_size": ((int, NoneType), "a whole number or None"),
     "mode": ((str,), "a name"),
-    "recipe": ((str, Path, NoneType), "a name, a file or None"),
+    "recipe": ((str, Path, NoneType), "a name, a file, a folder or None"),
     "dtype": ((str, mx.Dtype, NoneType), "a name or None"),
     "calibrate": ((bool, str, Path, list, tuple), "True, False, a text file or several"),
-    "target_bpw": ((float, int, NoneType), "a number or None"),
+    **dict.fromkeys(OPTIONS, ((float, int, NoneType), "a number or None")),
+    "save_recipe": ((str, Path, NoneType), "a file or None"),
     "revision": ((str, NoneType), "a branch, tag or commit, or None"),
     "tokenizer": ((str, Path, NoneType), "a folder, a hub id or None"),
     "resume": ((bool,), "True or False"),

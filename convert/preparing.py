@@ -95,12 +95,12 @@ def calibrating(
     """
     source = rounding.source
     check_affine(rounding.plan.layers.values())
-    if options.target_bpw is not None:
-        _check_target(rounding, options.target_bpw)
+    if options.target is not None:
+        options.target.check_reach(*(replace(rounding, plan=plan).size for plan in extremes(source)))
     with reading(rounding.tokenizer_folder):
         text = CalibrationText.read(options.calibration_files, rounding.tokenizer_folder, source.config)
     check_memory(source.config, text.tokens.size)
-    target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
+    target = _bits_per_weight(rounding, options)
     conversion = replace(rounding, calibration=text, target=target)
     ingredients = conversion.ingredients()
     journal = Journal(folder, ingredients if target is None else {**ingredients, LAYERS: None})
@@ -125,14 +125,14 @@ def calibrating(
     return replace(conversion, plan=plan)
 
 
-def _check_target(conversion: Conversion, target: float) -> None:
-    least, most = (
-        replace(conversion, plan=plan).size.bits_per_weight for plan in extremes(conversion.source)
-    )
-    if not least <= target <= most:
-        raise ConvertError(
-            f"{target:g} bits per weight cannot be reached: this model can have {least:.3f} to {most:.3f}"
-        )
+def _bits_per_weight(rounding: Conversion, options: ConvertOptions) -> float | None:
+    """The bits per weight that bits are chosen for: the target's, or those of rounding; None if a recipe says
+    which layer has how many.
+    """
+    if options.recipe is not None:
+        return None
+    size = rounding.size
+    return size.bits_per_weight if options.target is None else options.target.bits_per_weight(size.parameters)
 
 
 def _begun(conversion: Conversion, journal: Journal) -> Plan | None:

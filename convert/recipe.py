@@ -9,15 +9,19 @@ fits a layer's path decides:
     "*.down_proj" = 6
     "model.layers.[01].*" = { bits = 8, group_size = 32 }
     "model.embed_tokens" = "none"                    # stays as it is
+
+A quantized checkpoint is a recipe too: each layer gets what it has there.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from olmo3_mlx.checkpoints.checkpoint import Checkpoint
+from olmo3_mlx.checkpoints.files import has_weights
 from olmo3_mlx.errors import ConfigError, ConvertError, OptionError, Setting
 from olmo3_mlx.fields import Fields
 from olmo3_mlx.model import Olmo3
@@ -41,26 +45,22 @@ class Plan:
 @dataclass(frozen=True)
 class Recipe:
     """A scheme for every layer, `default`, if any, and `rules` for layers that differ: patterns of paths, of
-    which the last that fits decides.
+    which the last that fits decides. `paths` are the layers of the checkpoint that it was read off, if it was.
     """
 
     default: Quantization | None
     rules: tuple[tuple[str, Quantization | None], ...] = ()
+    paths: frozenset[str] = frozenset()
 
     def plan(self, model: Olmo3) -> Plan:
         """Give a model's linear layers, embedding and head their schemes.
 
-        Raises ConvertError for a pattern that fits none of them, for "none" of them quantized, a group size
-        that divides the inputs of no layer, or not those of a layer that a pattern names.
+        Raises ConvertError for a recipe of a model with other layers, a pattern that fits none of them, for
+        "none" of them quantized, a group size that divides the inputs of no layer, or not those of a layer
+        that a pattern names.
         """
         widths = {path: inputs for path, (_, inputs) in model.quantizable().items()}
-        for pattern, _ in self.rules:
-            if not any(fnmatchcase(path, pattern) for path in widths):
-                raise ConvertError(
-                    f"the recipe's pattern {pattern!r} fits no layer: paths look like "
-                    f"model.layers.0.self_attn.q_proj, model.layers.0.mlp.down_proj, model.embed_tokens"
-                    f"{', lm_head' if 'lm_head' in widths else ''}"
-                )
+        self._check_paths(widths)
         layers, left_out = {}, []
         for path, width in widths.items():
             scheme, named = self._of(path)
@@ -90,12 +90,34 @@ class Recipe:
             )
         return Plan(layers, tuple(sorted(left_out)))
 
+    def _check_paths(self, paths: Collection[str]) -> None:
+        """Raise ConvertError if the recipe speaks of other layers than those at `paths`."""
+        blocks = _blocks(paths)
+        for pattern, _ in self.rules:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise ConvertError(
+                    f"the recipe's pattern {pattern!r} fits no layer: paths look like "
+                    f"model.layers.0.self_attn.q_proj, model.layers.0.mlp.down_proj, model.embed_tokens"
+                    f"{', lm_head' if 'lm_head' in paths else ''}; this model has {blocks} blocks, from 0 on"
+                )
+        if self.paths and self.paths != set(paths):
+            other = min(self.paths.symmetric_difference(paths))
+            raise ConvertError(
+                f"the recipe is a checkpoint of another shape: it has {_blocks(self.paths)} blocks, this model "
+                f"{blocks}, and {other} is in one of them only: take a recipe of a model with the same layers"
+            )
+
     def _of(self, path: str) -> tuple[Quantization | None, bool]:
         """The scheme of the layer at a path, and whether a rule names that."""
         for pattern, scheme in reversed(self.rules):
             if fnmatchcase(path, pattern):
                 return scheme, True
         return self.default, False
+
+
+def _blocks(paths: Collection[str]) -> int:
+    """The number of blocks that have layers among these."""
+    return len({path.split(".")[2] for path in paths if path.startswith("model.layers.")})
 
 
 def _mixed(few: int, more: int, *kinds: str) -> "Recipe":
@@ -136,18 +158,55 @@ def uniform(bits: int | None = None, group_size: int | None = None, mode: str = 
     return Quantization(bits, group_size, mode)
 
 
+def recipe_conflict() -> OptionError:
+    """The error for bits, group size or mode beside a recipe."""
+    return OptionError(Setting("recipe"), " says bits, group size and mode: give either it or those")
+
+
 def named(recipe: str | Path) -> Recipe:
-    """Find one of RECIPES by its name, or read that in a file. Raises OptionError, ConfigError."""
+    """Find one of RECIPES by its name, or read that in a file or in a quantized checkpoint's folder.
+
+    Raises OptionError, ConfigError, and CheckpointError for a folder with a damaged checkpoint.
+    """
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)]
     try:
         path = Path(recipe).expanduser()
-        exists = path.is_file()
+        is_file, is_checkpoint = path.is_file(), (path / "config.json").is_file()
     except (OSError, RuntimeError):  # no name that the system could have
-        exists = False
-    if not exists:
-        raise OptionError(f"no recipe {str(recipe)!r}: expected a file, or one of {', '.join(RECIPES)}")
+        is_file = is_checkpoint = False
+    if is_checkpoint:
+        return of_checkpoint(path)
+    if not is_file:
+        raise OptionError(
+            f"no recipe {str(recipe)!r}: expected a file, a quantized checkpoint's folder, or one of "
+            f"{', '.join(RECIPES)}"
+        )
     return from_file(path)
+
+
+def of_checkpoint(folder: Path) -> Recipe:
+    """Read how a quantized checkpoint's layers are quantized, as this program, mlx-lm or another writes it.
+
+    Raises OptionError for one that is not quantized, ConfigError, CheckpointError.
+    """
+    checkpoint = Checkpoint.in_folder(folder)
+    quantization, layers = checkpoint.config.quantization, Olmo3(checkpoint.config).quantizable()
+    if quantization is None:
+        raise OptionError(
+            f"the recipe {folder} is a checkpoint that is not quantized: expected one that is, or a TOML file"
+        )
+    schemes = {path: quantization.of(path) for path in layers}
+    if has_weights(folder):  # config.json need not name a layer that is not quantized
+        schemes = {p: s if f"{p}.scales" in checkpoint.headers else None for p, s in schemes.items()}
+    default = quantization.default
+    rules = [
+        (path, scheme)
+        for path, scheme in schemes.items()
+        # What the group size does not divide is left out by itself.
+        if scheme != default and (scheme is not None or layers[path][1] % default.group_size == 0)
+    ]
+    return Recipe(default, tuple(rules), frozenset(layers))
 
 
 def from_file(path: Path) -> Recipe:

@@ -41,11 +41,13 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     "convert": [
-        "progress quantized size",
+        "progress remaining quantized size",
+        "target",
         "texts: kinds, conversations sequences, files, shipped",
         "reading: ahead softmax stored native.unpickle, remote native.archive native.config, "
         "native.distcp, native.checkpoint, source, finite layers",
         "recipe",
+        "saved_recipe",
         "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
         "writer: layout journal upload, files folder output",
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "

@@ -1,7 +1,8 @@
 """Calibrated quantization, one block after another, also by a run that goes on where one stopped."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from convert.quantized import part_names
 from convert.reading.layers import Layers
 from convert.reading.source import Source
 from convert.recipe import Plan
+from convert.remaining import Remaining
 
 
 def calibrated(
@@ -26,8 +28,9 @@ def calibrated(
     passed: Callable[[Iterable[str]], None],
 ) -> Iterator[tuple[str, dict[str, mx.array]]]:
     """Quantize the weights of `plan`: the tensors that each becomes, by its name, less those `done` before,
-    which are in `result`. `tokens` [N, L] are the text to calibrate on; `stage` is told what comes next, and
-    `passed` which weights are quantized, or have been gone past.
+    which are in `result`. `tokens` [N, L] are the text to calibrate on; `stage` is told what comes next and,
+    once a block is done, how long the rest will take; `passed` which weights are quantized, or have been gone
+    past.
     """
     left: set[str] = set()  # to be quantized in this step
 
@@ -40,7 +43,9 @@ def calibrated(
     written = Layers(result)
     planned = {name for name in source.tensors if plan.of(name) is not None}
     waiting = planned - set(done)
-    for step in _steps(calibration, source, written):
+    steps = list(_steps(calibration, source, written))
+    rest = Remaining([_work(source, planned, step) for step in steps if waiting.intersection(step.names)])
+    for step in steps:
         todo = [name for name in step.names if name in waiting]
         before = [name for name in step.names if name in planned and name not in waiting]
         if not todo:
@@ -48,7 +53,8 @@ def calibrated(
             step.skip()
             passed(before)
             continue
-        stage(f"calibrating, {step.title}")
+        stage(f"calibrating, {step.title}{rest.in_words}")
+        rest.begin()
         passed(before)
         left.update(todo)
         tensors = step.quantize()
@@ -56,6 +62,13 @@ def calibrated(
         left.clear()
         for name in todo:
             yield name, {part: tensors[part] for part in part_names(name) if part in tensors}
+        rest.end()
+
+
+def _work(source: Source, planned: Collection[str], step: "_Step") -> int:
+    """The weights that a step quantizes; 0 for the embedding, which is done in another way than the rest."""
+    names = [name for name in step.names if name in planned and name != f"{EMBEDDING}.weight"]
+    return sum(prod(source.tensors[name].shape) for name in names)
 
 
 class _Step(NamedTuple):

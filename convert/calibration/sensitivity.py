@@ -21,6 +21,7 @@ from convert.reading.layers import Layers, States, run, split
 from convert.reading.softmax import Softmax
 from convert.reading.source import Source
 from convert.recipe import Plan
+from convert.remaining import Remaining
 from olmo3_mlx.quantization import Quantization
 
 CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
@@ -165,11 +166,12 @@ def costs(
     """
     layers = Layers(source)
     stage("choosing bits, embedding")
-    count = Count(_work(source), progress)
+    count = Count(sum(works := _works(source)), progress)
     # "" is the original
     states = {"": split(layers.embed(tokens)), EMBEDDING: split(_embedded(source, tokens))}
+    left = Remaining(works)
     for index in range(layers.count):
-        stage(f"choosing bits, layer {index + 1} of {layers.count}")
+        stage(f"choosing bits, layer {index + 1} of {layers.count}{left.in_words}")
         block = layers.block(index)
         size = _block_weights(source, index)
         hidden = states[""]
@@ -182,21 +184,20 @@ def costs(
             states[f"model.layers.{index}.{name}"] = run(block, hidden)
             block.load_weights([(f"{name}.weight", weight)], strict=False)
             count(size)
-    stage("choosing bits, head")
+        left.end()
+    stage(f"choosing bits, head{left.in_words}")
     measured = _divergences(layers, states, count)
     count.end()
     return measured
 
 
-def _work(source: Source) -> int:
-    """The weights that `costs` sends hidden states through, all in all."""
-    blocks = range(source.config.num_hidden_layers)
-    many = 2  # the original, and the one with a rounded embedding
-    through = 0
-    for index in blocks:
+def _works(source: Source) -> list[int]:
+    """The weights that `costs` sends hidden states through: in each block, and in the head."""
+    works, many = [], 2  # the original, and the one with a rounded embedding
+    for index in range(source.config.num_hidden_layers):
         many += len(_LAYERS)
-        through += many * _block_weights(source, index)
-    return through + (many + 1) * prod(Layers(source).head.shape)  # a rounded head, and the original twice
+        works.append(many * _block_weights(source, index))
+    return [*works, (many + 1) * prod(Layers(source).head.shape)]  # a rounded head, and the original twice
 
 
 def _block_weights(source: Source, index: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from convert.card.method import QuantizationMethod
 from convert.card.quality import Quality
 from convert.card.verdict import verdict
+from convert.target import GB, OPTIONS
 
 
 def advice(quality: Quality, method: QuantizationMethod | None = None) -> tuple[str, ...]:
@@ -36,9 +37,10 @@ def _more_bits(method: QuantizationMethod, size: float) -> Iterator[str]:
     elif method.chosen_by == "recipe":
         if method.can_grow():
             yield f"more bits in the recipe {has}"
-    elif method.chosen_by == "target" or (method.weighed and now >= 8):
+    elif method.chosen_by in OPTIONS or (method.weighed and now >= 8):
         if method.can_grow() or method.group_size > 32:
-            yield f"more bits: a larger `--target-bpw` {has}"
+            flag = "--target-gb" if method.chosen_by == GB else "--target-bpw"
+            yield f"more bits: a larger `{flag}` {has}"
     elif now < 8 and method.can_grow():
         yield f"more bits: `--bits {next(b for b in (3, 4, 5, 6, 8) if b > now)}` {has}"
 

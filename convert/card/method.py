@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from convert.calibration.text import CalibratedOn
+from convert.target import OPTIONS
 from olmo3_mlx.quantization import Quantization
 
 
@@ -12,7 +13,7 @@ class QuantizationMethod:
     """How a result was quantized.
 
     layers         the schemes of its quantized layers, by their paths
-    chosen_by      what chose them: "bits", a "recipe" or a "target"; "" if nobody knows
+    chosen_by      the option that chose them: "bits", "recipe", "target_bpw" or "target_gb"; "" if nobody knows
     bits           the bits that were asked for, if "bits" chose them
     calibrated     whether it was calibrated; None if nobody knows
     left_out       the inputs of layers that are not quantized as no group divides them, by path
@@ -38,7 +39,7 @@ class QuantizationMethod:
     @property
     def weighed(self) -> bool:
         """Whether calibration weighed the layers and chose bits and groups for each."""
-        return bool(self.calibrated) and self.chosen_by in ("bits", "target")
+        return bool(self.calibrated) and self.chosen_by in ("bits", *OPTIONS)
 
     @property
     def affine(self) -> bool:

@@ -70,11 +70,12 @@ def _ticking(bar: "tqdm[NoReturn]") -> Iterator[None]:
 
 class _Bar:
     def __init__(self, bar: "tqdm[NoReturn]") -> None:
-        self._bar, self._name = bar, ""
+        self._bar, self._name, self._tells = bar, "", False
 
     def stage(self, title: str) -> None:
         name, before = title.partition(",")[0], self._name
         self._name = name
+        self._tells = title.endswith(" left")  # "calibrating, layer 3 of 32, about 12 min left"
         self._bar.set_description(title, refresh=name == before)
         if name != before:
             self._bar.bar_format = _FORM
@@ -83,8 +84,9 @@ class _Bar:
     def progress(self, done: int, total: int) -> None:
         bar = self._bar
         bar.total = max(total, 1)
-        # The time that remains is guessed from the mean speed in this stage; too early to tell before.
-        bar.bar_format = f"{_FORM}<{{remaining}}" if done > total / 20 else _FORM
+        # The time that remains is guessed from the mean speed in this stage, unless the stage tells it; too
+        # early to tell before.
+        bar.bar_format = f"{_FORM}<{{remaining}}" if done > total / 20 and not self._tells else _FORM
         bar.update(done - bar.n)
         if done == total:
             bar.refresh()

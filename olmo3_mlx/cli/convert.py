@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Quantize a checkpoint's linear layers, embedding and head, for this program and mlx-lm. Norms stay as they
 are. With --dtype alone, only cast, or dequantize. Memory stays at some rows of a tensor, whatever the
-model's size; calibrating (--calibrate, --target-bpw) runs the model block by block several times, which
-takes minutes to hours instead of seconds, and memory for some blocks in float32.
+model's size; calibrating (--calibrate, --target-bpw, --target-gb) runs the model block by block several
+times, which takes minutes to hours instead of seconds, and memory for some blocks in float32.
 """
 EPILOG = """\
 A recipe is a file like this one; the last pattern that matches a layer counts:
@@ -28,6 +28,9 @@ A recipe is a file like this one; the last pattern that matches a layer counts:
   [layers]
   "*.down_proj" = 6
   "lm_head" = "none"
+
+A quantized checkpoint's folder is a recipe too. Stages of one model share which layers need bits:
+  A B --target-gb 4 --save-recipe olmo3-4gb.toml, then C D --recipe olmo3-4gb.toml --calibrate
 
 Those who know mlx_lm.convert: `--hf-path A --mlx-path B -q --q-bits 4 --q-group-size 64` is
 `A B --bits 4 --group-size 64` here, `--dequantize` is --dtype bfloat16, `--upload-repo` is --upload.
@@ -101,10 +104,10 @@ def _add_quantizing(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--recipe",
-        metavar="NAME|FILE",
+        metavar="NAME|FILE|FOLDER",
         help="which layers get how many bits: mixed_4_5 (4, but 5 for values, outputs, gate and down), "
-        "mixed_4_6 (4, but 6 for values and outputs), mixed_3_5 (3, but 5 for values, outputs and down), or "
-        "a TOML file; they are not mlx-lm's recipes of those names",
+        "mixed_4_6 (4, but 6 for values and outputs), mixed_3_5 (3, but 5 for values, outputs and down), "
+        "a TOML file, or a quantized checkpoint's folder; they are not mlx-lm's recipes of those names",
     )
     group.add_argument(
         "--dtype",
@@ -124,6 +127,17 @@ def _add_quantizing(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="calibrate to X bits per weight in all, instead of --bits",
+    )
+    group.add_argument(
+        "--target-gb",
+        type=float,
+        metavar="X",
+        help="calibrate to at most X GB (10^9 bytes) in all, instead of --bits",
+    )
+    group.add_argument(
+        "--save-recipe",
+        metavar="FILE",
+        help="write which layers got how many bits to a new file, for --recipe",
     )
 
 
@@ -148,11 +162,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> "ConvertOptions":
     """The options of a command line: --dtype alone only casts. Raises OptionError."""
-    from convert.options import ConvertOptions, recipe_conflict  # noqa: PLC0415  (the library never needs it)
+    from convert.options import ConvertOptions  # noqa: PLC0415  (the library never needs it)
+    from convert.recipe import recipe_conflict  # noqa: PLC0415
 
     if args.recipe and args.mode:  # affine is as good as none to ConvertOptions
         raise recipe_conflict()
-    calibrates = args.calibrate is not None or args.target_bpw is not None
+    calibrates = any(x is not None for x in (args.calibrate, args.target_bpw, args.target_gb))
     quantizes = args.bits or args.mode or args.recipe or calibrates
     return ConvertOptions(
         bits=args.bits or (None if args.dtype and not quantizes else ...),
@@ -162,6 +177,8 @@ def _options(args: argparse.Namespace) -> "ConvertOptions":
         dtype=args.dtype,
         calibrate=False if args.calibrate is None else args.calibrate or True,
         target_bpw=args.target_bpw,
+        target_gb=args.target_gb,
+        save_recipe=args.save_recipe,
         revision=args.revision,
         tokenizer=args.tokenizer,
         resume=args.resume,
