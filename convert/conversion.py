@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from convert.calibration.resumable import calibrated
 from convert.calibration.text import CalibrationText
-from convert.card.command import CompareCommand
+from convert.card.command import CompareCommand, own_name
 from convert.card.comparison import Comparison
 from convert.card.evaluation import EvaluationTexts
 from convert.card.measure import measure
@@ -110,7 +110,8 @@ class Conversion:
 
     def recipe(self) -> str:
         """The plan as a recipe's file."""
-        asked = [f"{name}={value}" for name, value in self.settings.items() if name in _CHOOSING]
+        chosen = [(name, self.settings[name]) for name in _CHOOSING if name in self.settings]
+        asked = [f"{name}={own_name(value) if name == 'recipe' else value}" for name, value in chosen]
         facts = [
             f"Asked for: {', '.join(asked)}; in all {self.size.in_words}, "
             f"{self.size.bits_per_weight:.3f} bits per weight.",

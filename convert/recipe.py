@@ -45,7 +45,8 @@ class Plan:
 @dataclass(frozen=True)
 class Recipe:
     """A scheme for every layer, `default`, if any, and `rules` for layers that differ: patterns of paths, of
-    which the last that fits decides. `paths` are the layers of the checkpoint that it was read off, if it was.
+    which the last that fits decides. `paths` are the layers of the checkpoint that it was read off, if it
+    was.
     """
 
     default: Quantization | None
@@ -103,8 +104,9 @@ class Recipe:
         if self.paths and self.paths != set(paths):
             other = min(self.paths.symmetric_difference(paths))
             raise ConvertError(
-                f"the recipe is a checkpoint of another shape: it has {_blocks(self.paths)} blocks, this model "
-                f"{blocks}, and {other} is in one of them only: take a recipe of a model with the same layers"
+                f"the recipe is a checkpoint of another shape: it has {_blocks(self.paths)} blocks, this "
+                f"model {blocks}, and {other} is in one of them only: take a recipe of a model with the same "
+                f"layers"
             )
 
     def _of(self, path: str) -> tuple[Quantization | None, bool]:

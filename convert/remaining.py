@@ -9,14 +9,15 @@ _KEPT = 0.8  # of what is known, when another part is measured: the newest five 
 class Remaining:
     """The parts of a work, one after another, and the time that those left will take.
 
-    left = Remaining([3.0, 5.0])   # the work of each part, in any unit
-    for part in parts:
-        stage(f"working{left.in_words}")
-        do(part)
-        left.end()
+        left = Remaining([3.0, 5.0])  # the work of each part, in any unit
+        for part in parts:
+            stage(f"working{left.in_words}")
+            do(part)
+            left.end()
 
-    A part begins where the one before ends, unless `begin` is called. What a unit of work takes is the mean over the parts measured, the newest of which count most, as others
-    may begin or end to use the machine. Parts whose work is 0 are not measured: they are unlike the others.
+    A part begins where the one before ends, unless `begin` is called. What a unit of work takes is the mean
+    over the parts measured, the newest of which count most, as others may begin or end to use the machine.
+    Parts whose work is 0 are not measured: they are unlike the others.
     """
 
     def __init__(self, works: Sequence[float]) -> None:
@@ -44,8 +45,8 @@ class Remaining:
 
     @property
     def in_words(self) -> str:
-        """The same as the end of a stage's title, ", about 12 min left"; empty while it is not known, and where
-        it is less than a minute in a work that took none either.
+        """The same as the end of a stage's title, ", about 12 min left"; empty while it is not known, and
+        where it is less than a minute in a work that took none either.
         """
         if self.seconds is None or not self._works:
             return ""

@@ -18,14 +18,17 @@ def recipe_of(plan: Plan, inputs: Mapping[str, int]) -> Recipe:
     """The shortest recipe that gives a model's layers what the plan does. `inputs` are those of all layers
     that can be quantized, by path, as in the plan. Kinds of which most layers agree share a rule.
     """
-    left_out = [inputs[path] for path in plan.left_out]
+
+    def leaves_out(scheme: Quantization) -> bool:
+        """Whether, as the default, it leaves out what the plan does: its group size divides none of those
+        layers' inputs. "none" would be something else: nobody asked for these to stay as they are.
+        """
+        return all(inputs[path] % scheme.group_size for path in plan.left_out)
+
     used = [scheme for scheme, _ in Counter(plan.layers.values()).most_common()]
     others = [Quantization(4, group_size) for group_size in MODES["affine"][1]]
-    # Layers are left out again by a group size that does not divide their inputs; "none" would be something
-    # else, as it leaves out nothing that was asked for.
-    fitting = [s for s in (*used, *others) if all(width % s.group_size for width in left_out)]
-    recipes = [Recipe(s, tuple(_rules(plan, inputs, s))) for s in fitting if s in used or s == fitting[0]]
-    recipes = recipes or [Recipe(used[0], tuple(_rules(plan, inputs, used[0])))]
+    defaults = list(filter(leaves_out, used)) or list(filter(leaves_out, others))[:1] or used[:1]
+    recipes = [Recipe(default, tuple(_rules(plan, inputs, default))) for default in defaults]
     return min(recipes, key=lambda recipe: len(recipe.rules))
 
 
@@ -38,6 +41,7 @@ def _rules(
         itself = path in plan.left_out and width % default.group_size
         kinds.setdefault(path.rpartition(".")[2], {})[path] = default if itself else plan.layers.get(path)
     single: list[tuple[str, Quantization | None]] = []
+    common: Quantization | None
     for kind, layers in kinds.items():
         (most, count), common = Counter(layers.values()).most_common(1)[0], default
         unlike_default = sum(scheme != default for scheme in layers.values())
@@ -49,7 +53,7 @@ def _rules(
 
 
 def in_toml(recipe: Recipe, name: str, facts: Iterable[str]) -> str:
-    """The recipe's file, which says first that it is of the model `name`, and `facts` on how it came about."""
+    """The recipe's file, which says first of which model it is, `name`, and `facts` on how it came about."""
     assert recipe.default is not None
     lines = [f"{_OPENING}{name} got how many bits.", *(f"# {fact}" for fact in facts)]
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
@@ -61,10 +65,11 @@ def in_toml(recipe: Recipe, name: str, facts: Iterable[str]) -> str:
 
 
 def _keys(scheme: Quantization, outer: Quantization | None) -> list[tuple[str, str]]:
+    """The keys and values of a scheme; the mode only where it is not that of `outer`, or else affine."""
     keys = [("bits", str(scheme.bits)), ("group_size", str(scheme.group_size))]
-    return (
-        keys if scheme.mode == (outer.mode if outer else "affine") else [*keys, ("mode", f'"{scheme.mode}"')]
-    )
+    if scheme.mode != (outer.mode if outer else "affine"):
+        keys.append(("mode", f'"{scheme.mode}"'))
+    return keys
 
 
 def _value(scheme: Quantization | None, default: Quantization) -> str:
@@ -108,7 +113,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a recipe's file, which is whole or not there; one that says the same may be there, as of a run that
+    """Write a recipe's file, which is whole or not there. One that says the same may be there, of a run that
     was stopped behind this. Raises OSError.
     """
     try:

@@ -28,8 +28,8 @@ class Target:
 
     @property
     def bytes(self) -> int:
-        """The bytes that so many GB are: those of the number as it is written, 4.9 say, which binary fractions
-        do not have.
+        """The bytes that so many GB are: those of the number as it is written, 4.9 say, and not of the binary
+        fraction beside it.
         """
         return int(Decimal(str(self.value)) * _GB)
 

@@ -102,7 +102,8 @@ def test_a_group_size_asked_for_by_name_must_divide(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_recipe_lists_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="no recipe 'mixed_9': expected a file, or one of mixed_3_5, mixed_4_5"
+        OptionError,
+        match=r"no recipe 'mixed_9': expected a file, .*'s folder, or one of mixed_3_5, mixed_4_5",
     ):
         named("mixed_9")
     with pytest.raises(OptionError, match="no recipe"):

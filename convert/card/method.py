@@ -13,7 +13,8 @@ class QuantizationMethod:
     """How a result was quantized.
 
     layers         the schemes of its quantized layers, by their paths
-    chosen_by      the option that chose them: "bits", "recipe", "target_bpw" or "target_gb"; "" if nobody knows
+    chosen_by      the option that chose them: "bits", "recipe", "target_bpw" or "target_gb"; "" if nobody
+                   knows
     bits           the bits that were asked for, if "bits" chose them
     calibrated     whether it was calibrated; None if nobody knows
     left_out       the inputs of layers that are not quantized as no group divides them, by path

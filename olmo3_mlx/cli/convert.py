@@ -110,10 +110,19 @@ def _add_quantizing(parser: argparse.ArgumentParser) -> None:
         "a TOML file, or a quantized checkpoint's folder; they are not mlx-lm's recipes of those names",
     )
     group.add_argument(
+        "--save-recipe",
+        metavar="FILE",
+        help="write which layers got how many bits to a new file, for --recipe",
+    )
+    group.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="cast what is not quantized, and the scales (default: as in SOURCE)",
     )
+    _add_calibrating(group)
+
+
+def _add_calibrating(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--calibrate",
         nargs="*",
@@ -133,11 +142,6 @@ def _add_quantizing(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="calibrate to at most X GB (10^9 bytes) in all, instead of --bits",
-    )
-    group.add_argument(
-        "--save-recipe",
-        metavar="FILE",
-        help="write which layers got how many bits to a new file, for --recipe",
     )
 
 
