@@ -67,7 +67,8 @@ class ConvertOptions:
     `target`, the size that bits are chosen for, if one was asked for.
 
     Raises OptionError for options of other types, with unknown values, or that another option rules out or
-    requires; ConfigError for what a recipe says, CheckpointError for a folder that is one; HubError for a name that no repository has.
+    requires; ConfigError for what a recipe says, CheckpointError for a folder that is damaged;
+    HubError for a name that no repository has.
     """
 
     bits: int | EllipsisType | None = ...

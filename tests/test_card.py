@@ -418,6 +418,11 @@ TOLD, TUNED = {"chosen_by": "recipe", "calibrated": False}, {"chosen_by": "recip
         (method(FOUR, EIGHT, bits=4, **CHOSEN), ("`--bits 5`",), (GROUPS, CALIBRATE, RECIPE, TARGET)),
         (method(FOUR, EIGHT, bits=8, **CHOSEN), ("a larger `--target-bpw`",), (MORE, CALIBRATE)),
         (
+            method(FOUR, EIGHT, chosen_by="target_gb", calibrated=True),
+            ("a larger `--target-gb`",),
+            (MORE, GROUPS, CALIBRATE, TARGET),
+        ),
+        (
             method(FOUR, EIGHT, chosen_by="target_bpw", calibrated=True),
             ("a larger `--target-bpw`",),
             (MORE, GROUPS, CALIBRATE),

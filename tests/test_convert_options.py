@@ -48,6 +48,8 @@ def refused(source: Path, message: str, /, **options: Any) -> None:
         ("calibrate", "", "True, False, a text file or several"),
         ("target_bpw", "4", "a number or None"),
         ("target_bpw", True, "a number or None"),
+        ("target_gb", "4", "a number or None"),
+        ("save_recipe", True, "a file or None"),
         ("revision", 1, "a branch, tag or commit, or None"),
         ("tokenizer", 1, "a folder, a hub id or None"),
         ("resume", "no", "True or False"),
@@ -63,7 +65,9 @@ def test_an_option_of_another_type_is_refused_with_what_was_expected(
     refused(tiny_checkpoint, rf"^{name} must be {expected}, not ", **{name: value})
 
 
-LEFT_OUT = "^target_bpw chooses bits and .*, in mode affine: leave out bits, group_size, recipe and mode$"
+LEFT_OUT = (
+    "^target_(bpw|gb) chooses bits and .*, in mode affine: leave out bits, group_size, recipe and mode$"
+)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,10 @@ LEFT_OUT = "^target_bpw chooses bits and .*, in mode affine: leave out bits, gro
         ({"target_bpw": 4.5, "bits": None}, LEFT_OUT),
         ({"target_bpw": 4.5, "recipe": "mixed_4_6"}, LEFT_OUT),
         ({"target_bpw": 4.5, "mode": "mxfp4"}, LEFT_OUT),
+        ({"target_gb": 4, "bits": 4}, LEFT_OUT),
+        ({"target_gb": 4, "group_size": 32}, LEFT_OUT),
+        ({"target_gb": 4, "recipe": "mixed_4_6"}, LEFT_OUT),
+        ({"target_gb": 4, "mode": "mxfp4"}, LEFT_OUT),
         (
             {"calibrate": True, "mode": "mxfp4"},
             "^calibration is for affine .*: leave out mode, or calibrate$",
@@ -111,6 +119,10 @@ def test_an_option_that_would_be_ignored_is_refused(
         (("--bits", "3", "--mode", "mxfp4"), "--bits must be 4 in mode mxfp4, not 3"),
         (("--target-bpw", "5", "--mode", "mxfp4"), "and --mode"),
         (("--target-bpw", "0", "--bits", "4"), "leave out --bits"),
+        (("--target-gb", "4", "--bits", "4"), "--target-gb chooses bits and group sizes itself"),
+        (("--target-gb", "4", "--target-bpw", "5"), "give either --target-bpw 5.0 or --target-gb 4.0"),
+        (("--target-gb", "0"), "--target-gb must be above 0 and finite, not 0.0"),
+        (("--dtype", "float16", "--save-recipe", "r"), "give --bits, or leave out --save-recipe"),
     ],
 )
 def test_the_command_line_refuses_what_it_would_ignore(
@@ -199,6 +211,7 @@ def test_a_tokenizer_asked_for_must_be_there(tmp_path: Path) -> None:
             {"recipe": "mixed_4_6", "calibrate": True},
             "--recipe mixed_4_6 --calibrate",
         ),
+        ({"target_gb": 4, "save_recipe": "recipe.toml"}, {"target_gb": 4}, "--target-gb 4"),
         (
             {"target_bpw": 4.5, "calibrate": Path("text")},
             {"target_bpw": 4.5, "calibrate": "text"},
