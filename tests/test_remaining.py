@@ -3,7 +3,6 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -103,13 +102,9 @@ def test_the_end_of_a_long_work_is_less_than_a_minute_away(clock: Clock) -> None
 
 
 @pytest.fixture
-def hundreds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A clock by which a hundred seconds pass between any two looks; and little to read."""
-    looks = count()
-    monkeypatch.setattr("convert.remaining.monotonic", lambda: 100.0 * next(looks))
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in FEW.items():
         monkeypatch.setattr(name, value)
-    yield
 
 
 @pytest.fixture
@@ -136,9 +131,11 @@ def quantized_weights(prefix: str) -> int:
 
 
 def test_python_is_told_once_a_layer_is_done_while_bits_are_chosen_and_while_calibrating(
-    source: Path, text: Path, tmp_path: Path, hundreds: None
+    source: Path, text: Path, tmp_path: Path, few_tokens: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told()
+    told, looks = Told(), count()
+    # A hundred seconds pass between any two looks.
+    monkeypatch.setattr("convert.remaining.monotonic", lambda: 100.0 * next(looks))
     to_mlx(source, tmp_path / "dest", calibrate=text, **told.callbacks)
     block, head = quantized_weights("model.layers.1."), quantized_weights("lm_head")
     embedding, first, second, at_head = minutes_left(told, "choosing bits")
@@ -154,24 +151,29 @@ def test_python_is_told_once_a_layer_is_done_while_bits_are_chosen_and_while_cal
 
 
 def test_layers_that_were_done_before_are_not_measured(
-    source: Path, text: Path, tmp_path: Path, hundreds: None
+    source: Path, text: Path, tmp_path: Path, few_tokens: None, clock: Clock
 ) -> None:
     dest, recipe = tmp_path / "dest", tmp_path / "recipe.toml"
     recipe.write_text("bits = 4")
-    layers = quantized_weights("model.layers.0.")
-    assert layers == quantized_weights("model.layers.1.")
-
-    stop = Told("calibrating", 9)  # the embedding, and seven layers of the first block
+    stop = Told("calibrating", 9)  # the embedding, the seven layers of the first block, and one more
     with pytest.raises(KeyboardInterrupt):
         to_mlx(source, dest, calibrate=text, recipe=recipe, **stop.callbacks)
-    assert "calibrating, layer 2 of 2" in {title.partition(", about")[0] for title in stop.titles}
-    told = Told()
-    to_mlx(source, dest, calibrate=text, recipe=recipe, resume=True, **told.callbacks)
-    assert [title for title in told.titles if title.startswith("calibrating, ")] == [
+    told: list[str] = []
+
+    def stage(title: str) -> None:
+        told.append(title)
+        clock.now += 5000  # before it begins
+
+    def progress(*_: int) -> None:
+        clock.now += 20  # at each of a block's seven layers
+
+    to_mlx(source, dest, calibrate=text, recipe=recipe, resume=True, stage=stage, progress=progress)
+    blocks = quantized_weights("model.layers.1.") / quantized_weights("lm_head")
+    assert [title for title in told if title.startswith("calibrating, ")] == [
         "calibrating, past the embedding",
         "calibrating, past layer 1 of 2",
         "calibrating, layer 2 of 2",
-        f"calibrating, the head, about {round(100 * quantized_weights('lm_head') / layers / 60)} min left",
+        f"calibrating, the head, about {round(7 * 20 / blocks / 60)} min left",
     ]
 
 

@@ -84,6 +84,13 @@ def test_plans_of_recipes_come_back_with_what_their_group_size_leaves_out(
     assert read_back(plan, model, tmp_path)[0] == plan
 
 
+def test_a_kind_of_which_most_have_a_group_size_that_divides_keeps_the_rest_left_out(tmp_path: Path) -> None:
+    model = Olmo3(Olmo3Config.from_dict(TINY))
+    plan = Recipe(Quantization(4, 64), (("model.layers.[012].mlp.*", FOUR),)).plan(model)
+    assert plan.left_out == ("model.layers.3.mlp.down_proj",)
+    assert read_back(plan, model, tmp_path)[0] == plan
+
+
 def test_what_agrees_is_said_once(tmp_path: Path) -> None:
     model = Olmo3(Olmo3Config.from_dict(WIDE))
     _, recipe = read_back(Recipe(Quantization(4, 64)).plan(model), model, tmp_path)
@@ -119,7 +126,8 @@ def test_a_sibling_is_calibrated_by_what_was_chosen_for_the_first_and_nothing_is
     sibling = even_checkpoint(tmp_path / "sibling", random_model(EVEN, seed=1).tensors())
     text, saved = tmp_path / "text.txt", tmp_path / "saved.toml"
     text.write_text("".join(WORDS.format(7 * i, i * i) for i in range(50)))
-    plan = random_plan(Olmo3(Olmo3Config.from_dict(EVEN)), random.Random(0), AFFINE).layers
+    model = Olmo3(Olmo3Config.from_dict(EVEN))
+    plan = {**dict.fromkeys(inputs(model), FOUR), **random_plan(model, random.Random(0), AFFINE).layers}
     monkeypatch.setattr("convert.preparing.choose", lambda *_, **__: plan)
     to_mlx(first, tmp_path / "a", target_bpw=5.5, calibrate=text, dtype="bfloat16", save_recipe=saved)
     assert saved.read_text().startswith(

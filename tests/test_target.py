@@ -69,6 +69,7 @@ def ends(source: Source) -> tuple[Size, Size]:
 def test_so_many_gb_are_as_many_bytes_as_the_number_says() -> None:
     assert Target(GB, 4.9).bytes == 4_900_000_000
     assert Target(GB, 4).bytes == 4 * 10**9
+    assert Target(GB, 1.001).bytes == 1_001_000_000  # 1.001 * 1e9 is less, in floats
     assert Target(GB, 0.1 + 0.2).bytes == 300_000_000
     assert Target(GB, 1.2345678999).bytes == 1_234_567_899  # at most: a byte begun is none
 
