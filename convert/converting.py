@@ -142,19 +142,14 @@ def convert(
         check_login(options.upload_to)
     dest = destination(dest)
     check_apart(dest, source, *([] if options.tokenizer is None else [options.tokenizer]))
-    recipe_file = None
-    if options.save_recipe is not None:
-        recipe_file = new_file(options.save_recipe, dest, unfinished(dest), resume=options.resume)
+    recipe_file = _recipe_file(options, dest)
     with new_folder(dest, resume=options.resume) as folder, small_buffer_pool():
         original = Source.open(source, options.revision, None if options.keep else folder / _SHARDS)
         with reading(original.folder):
             conversion = prepare(original, options)
             talks = check_tokenizer(conversion, notice)
             texts, no_card = evaluation_texts(conversion, options)
-        if options.calibrates:
-            if options.target is None:  # the size is known before bits are chosen, which takes long
-                conversion.check_room(folder)
-            conversion = calibrating(conversion, options, folder=folder, stage=stage, progress=progress)
+        conversion = _planned(conversion, options, folder=folder, stage=stage, progress=progress)
         if recipe_file is not None:
             save(recipe_file, conversion.recipe())
         conversion.write(folder, progress, stage)
@@ -186,6 +181,24 @@ def _check_arguments(source: object, dest: object, progress: object, stage: obje
     check_type("dest", dest, (str, Path), "a folder")
     for name, value in (("progress", progress), ("stage", stage), ("notice", notice)):
         check_type(name, value, (Callable, NoneType), "a function or None")  # type: ignore[arg-type]
+
+
+def _recipe_file(options: ConvertOptions, dest: Path) -> Path | None:
+    """Where the plan is to be saved, if it is. Raises ConvertError for where it cannot be."""
+    if options.save_recipe is None:
+        return None
+    return new_file(options.save_recipe, dest, unfinished(dest), resume=options.resume)
+
+
+def _planned(
+    rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage, progress: Progress
+) -> Conversion:
+    """The conversion with the plan that it goes by, which takes long where bits are chosen."""
+    if not options.calibrates:
+        return rounding
+    if options.target is None:  # the size is known before
+        rounding.check_room(folder)
+    return calibrating(rounding, options, folder=folder, stage=stage, progress=progress)
 
 
 def _measured(

@@ -61,7 +61,7 @@ def random_plan(model: Olmo3, draw: random.Random, schemes: Sequence[Quantizatio
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"intermediate_size": 80}])
 def test_any_plan_comes_back_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
     model, draw, seen = Olmo3(Olmo3Config.from_dict({**TINY, **changes})), random.Random(0), 0
-    for _ in range(150):
+    for _ in range(60):
         plan = random_plan(model, draw)
         if not plan.layers:
             continue
@@ -69,7 +69,7 @@ def test_any_plan_comes_back_as_it_was(tmp_path: Path, changes: dict[str, Any]) 
         assert found == plan
         assert len(recipe.rules) <= len(inputs(model))
         seen += 1
-    assert seen > 30
+    assert seen > 20
 
 
 @pytest.mark.parametrize("name", RECIPES)
