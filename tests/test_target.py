@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Told, random_model
+from conftest import QUICK_CALIBRATION, Told, random_model
 from test_calibrated import EVEN, WORDS, even_checkpoint
 
 from convert import convert as to_mlx
-from convert.calibration.sensitivity import allocate, extremes
+from convert.calibration.allocation import allocate, extremes
 from convert.conversion import Conversion
 from convert.options import ConvertOptions
 from convert.reading.source import Source
@@ -24,11 +24,12 @@ from olmo3_mlx import ConvertError, OptionError
 from olmo3_mlx.quantization import Quantization
 
 FEW: Mapping[str, Any] = {
+    **QUICK_CALIBRATION,
     "convert.calibration.text._TOKENS": 256,
     "convert.calibration.text._LEAST_TOKENS": 256,
     "convert.calibration.text._LENGTH": 64,
-    "convert.preparing._SENSITIVITY_TOKENS": 64,
-    "convert.calibration.sensitivity._SAMPLED_ROWS": 1,
+    "convert.calibration.sensitivity._SEQUENCES": 2,
+    "convert.calibration.allocation._SAMPLED_ROWS": 1,
 }
 
 
