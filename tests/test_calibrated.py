@@ -410,10 +410,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, text: Path) -> 
 def test_each_step_is_told_before_it_begins(whole: Path) -> None:
     assert TOLD.titles == [
         "reading the weights",
-        "choosing bits, embedding",
-        "choosing bits, layer 1 of 2",
-        "choosing bits, layer 2 of 2",
+        "choosing bits, reading the text",
         "choosing bits, head",
+        "choosing bits, layer 2 of 2",
+        "choosing bits, layer 1 of 2",
         "weighing bits against each other",
         "converting",
         "calibrating",
@@ -427,7 +427,7 @@ def test_each_step_is_told_before_it_begins(whole: Path) -> None:
     assert [moves[0][0] for moves in TOLD.moves.values()] == [0] * len(TOLD.moves)
     assert (
         max(b - a for (a, _), (b, _) in pairwise(TOLD.moves["choosing bits"]))
-        < 0.1 * TOLD.moves["choosing bits"][0][1]
+        < 0.15 * TOLD.moves["choosing bits"][0][1]
     )
 
 

@@ -5,13 +5,14 @@ with g the gradient by some vector, that vector's Fisher information: an error e
 e^T g g^T e / 2 to the KL divergence (Martens 2014, arXiv:1412.1193, section 5).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from convert.progress import untold
 from convert.reading.layers import Layers, States, run, split
 from convert.reading.softmax import Softmax
 from olmo3_mlx.model import Block
@@ -35,16 +36,20 @@ class AtLayer(NamedTuple):
     gradient: mx.array
 
 
-def states_between(layers: Layers, tokens: mx.array) -> list[States]:
-    """The hidden states before each block, and behind the last one, on tokens [N, L]."""
+def states_between(layers: Layers, tokens: mx.array, passed: Callable[[int], None] = untold) -> list[States]:
+    """The hidden states before each block, and behind the last one, on tokens [N, L]. `passed` is told of the
+    weights of each block.
+    """
     states = [split(layers.embed(tokens))]
     for index in range(layers.count):
         states.append(run(layers.block(index), states[-1]))
+        passed(layers.block_weights(index))
     return states
 
 
-def last_gradients(layers: Layers, hidden: States) -> States:
-    """The gradients of the loss by the states that came out of the last block.
+def last_gradients(layers: Layers, hidden: States, passed: Callable[[int], None] = untold) -> States:
+    """The gradients of the loss by the states that came out of the last block. `passed` is told of the
+    weights of each piece of the head.
 
     By the head's input it is the mean of the head's rows that the model expects, less the row that was drawn.
     The head is read twice, in pieces; the largest of the logits with Gumbel noise is a draw from all of them.
@@ -60,10 +65,12 @@ def last_gradients(layers: Layers, hidden: States) -> States:
         drawn = mx.where((noisy.max(-1) > highest)[:, None], rows[noisy.argmax(-1)], drawn)
         highest = mx.maximum(highest, noisy.max(-1))
         mx.eval(highest, drawn)
+        passed(rows.size)
     expected, normalizer = mx.zeros_like(flat), softmax.normalizer[:, None]
     for rows in layers.head_pieces():
         expected += mx.exp(normed @ rows.T - normalizer) @ rows
         mx.eval(expected)
+        passed(rows.size)
     _, (gradient,) = mx.vjp(layers.final_norm, [flat], [expected - drawn])
     return split(gradient.reshape(shape))
 

@@ -9,6 +9,7 @@ rounded costs some kinds of text many times what it costs others, in nats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -68,27 +69,25 @@ def costs(
     sequences of tokens [N, L]: as many as memory allows. `kinds` are the kinds of text of the N sequences;
     the shares are the mean over them.
 
-    `stage` is told which layer is rounded, `progress` how many blocks were gone through.
+    `stage` is told what it is at, `progress` how many weights states and gradients went through.
     """
     layers = Layers(source)
     text = tokens[:, :_LENGTH]
     state = 4 * source.config.hidden_size * text.shape[1] * (layers.count + 1)
     text = text[: max(1, min(_STATES_BYTES // state, _SEQUENCES))]
-    count = Count(2 * layers.count + 2, progress)
     stage("choosing bits, reading the text")
-    states = states_between(layers, text)
-    count(layers.count)
+    blocks = sum(map(layers.block_weights, range(layers.count)))
+    count = Count(3 * blocks + 4 * prod(layers.head.shape), progress)
+    states = states_between(layers, text, count)
     stage("choosing bits, head")
-    found = {EMBEDDING: np.zeros(len(text)), HEAD: _head_costs(layers, states[-1])}
-    gradients = last_gradients(layers, states.pop())
-    count(1)
+    found = {EMBEDDING: np.zeros(len(text)), HEAD: _head_costs(layers, states[-1], count)}
+    gradients = last_gradients(layers, states.pop(), count)
     left = Remaining([1.0] * layers.count)
     for index in reversed(range(layers.count)):
         stage(f"choosing bits, layer {index + 1} of {layers.count}{left.in_words}")
-        gradients, block = _block_costs(layers, index, states.pop(), gradients)
+        gradients, block = _block_costs(layers, index, states.pop(), gradients, count)
         found |= block
         left.end()
-        count(1)
     hidden = layers.embed(text)
     rounded = at_four_bits(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
     embedding = zip(split(rounded - hidden), gradients, strict=True)
@@ -100,7 +99,7 @@ def costs(
 
 
 def _block_costs(
-    layers: Layers, index: int, states: States, gradients: States
+    layers: Layers, index: int, states: States, gradients: States, count: Count
 ) -> tuple[States, dict[str, Floats]]:
     """Go back through a block: the gradients before it, and its layers' costs on each sequence, by path."""
     block, before, each = layers.block(index), [], []
@@ -108,6 +107,7 @@ def _block_costs(
         after, at = back_by_layer(block, state, gradient)
         before.append(after)
         each.append(at)
+    count(layers.block_weights(index))
     found = {}
     for name in LAYERS:
         path = f"model.layers.{index}.{name}"
@@ -122,6 +122,7 @@ def _block_costs(
             errors = [at[name].inputs @ (rounded - weight).T for at in each]
             slopes = [at[name].gradient for at in each]
         found[path] = np.array([_cost(e, slope) for e, slope in zip(errors, slopes, strict=True)])
+        count(weight.size)
     return before, found
 
 
@@ -130,7 +131,7 @@ def _cost(error: mx.array, gradient: mx.array) -> float:
     return float(mx.square((error * gradient).sum(-1)).mean().item()) / 2  # type: ignore[arg-type]
 
 
-def _head_costs(layers: Layers, hidden: States) -> Floats:
+def _head_costs(layers: Layers, hidden: States, count: Count) -> Floats:
     """The mean KL divergence on each sequence if the head is rounded, from the states behind the last block.
 
     KL(p || q) = sum p (log p - log q) needs the normalizer of q and the mean of its logits under p. Both add
@@ -141,6 +142,7 @@ def _head_costs(layers: Layers, hidden: States) -> Floats:
     for rows in layers.head_pieces():
         ours.add_logits(normed @ rows.T)
         theirs.add_logits(normed @ at_four_bits(rows).T)
+        count(rows.size)
     apart = mx.zeros(len(normed))  # the mean, under p, of how much larger p's logits are
     for rows in layers.head_pieces():
         logits = normed @ rows.T
@@ -148,6 +150,7 @@ def _head_costs(layers: Layers, hidden: States) -> Floats:
             -1
         )
         mx.eval(apart)
+        count(rows.size)
     each = np.array(apart, np.float64) - ours.log_total + theirs.log_total
     means: Floats = each.reshape(len(hidden), -1).mean(-1)
     return means
