@@ -96,7 +96,9 @@ def convert(
     outputs on texts as the original's; and unless there is a recipe, layers that matter more get more bits
     at the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`. Of
     several files each is read as much, as far as it has; a .jsonl file holds conversations, one a line,
-    {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template.
+    {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template. "self"
+    among them is what the model writes itself: conversations by its template, or without one whatever it
+    goes on with; True includes it where there is a template. (A file of that name is ./self.)
 
     `dest` appears when it is complete and was read back. A run that was killed leaves a hidden folder
     beside it, in which `resume` goes on, to the same bytes. Without `calibrate` memory stays at some rows
@@ -110,6 +112,8 @@ def convert(
     counts within the stage, from its beginning to its end, never back:
 
         reading the weights                    weights that were read
+        loading the original                   weights, before the model writes text
+        sampling from the original, 16,384 tokens, about 3 min   tokens
         choosing bits, layer 3 of 32           weights that hidden states went through
         weighing bits against each other       layers
         checking what is there                 bytes that were written before and read back
@@ -144,7 +148,9 @@ def convert(
         if options.calibrates:
             if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
-            conversion = calibrating(conversion, options, folder=folder, stage=stage, progress=progress)
+            conversion = calibrating(
+                conversion, options, folder=folder, stage=stage, progress=progress, notice=notice
+            )
         conversion.write(folder, progress, stage)
         comparison = None
         if texts is not None:

@@ -42,9 +42,10 @@ FLOORS: dict[str, list[str]] = {
     ],
     "convert": [
         "progress quantized size",
-        "texts: kinds, conversations sequences, files, shipped",
+        "texts: kinds given, conversations sequences, files, shipped",
         "reading: ahead softmax stored native.unpickle, remote native.archive native.config, "
         "native.distcp, native.checkpoint, source, finite layers",
+        "sampling: script model, rows, loop, itself",
         "recipe",
         "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
         "writer: layout journal upload, files folder output",
