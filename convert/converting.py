@@ -112,8 +112,8 @@ def convert(
     counts within the stage, from its beginning to its end, never back:
 
         reading the weights                    weights that were read
-        loading the original                   weights, before the model writes text
-        sampling from the original, 16,384 tokens, about 3 min   tokens
+        loading the original                   weights that were read, for "self"
+        sampling from the original, 16,384 tokens, about 3 min    tokens
         choosing bits, layer 3 of 32           weights that hidden states went through
         weighing bits against each other       layers
         checking what is there                 bytes that were written before and read back
@@ -123,7 +123,7 @@ def convert(
         measuring                              weights of source and result
         uploading                              nothing
 
-    The first three and `calibrating` are there with `calibrate` or `target_bpw` only. `notice(error)` is
+    The first five and `calibrating` are there with `calibrate` or `target_bpw` only. `notice(error)` is
     told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read.
 
     Raises OptionError for options of a wrong type, with unknown values, or that exclude each other;
@@ -149,7 +149,7 @@ def convert(
             if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
             conversion = calibrating(
-                conversion, options, folder=folder, stage=stage, progress=progress, notice=notice
+                conversion, options, folder, stage=stage, progress=progress, notice=notice
             )
         conversion.write(folder, progress, stage)
         comparison = None

@@ -10,35 +10,23 @@ from pathlib import Path
 
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose, extremes
-from convert.calibration.text import TextsToRead, sequence_length, written_by
+from convert.calibration_texts import texts_to_calibrate_on
 from convert.card.evaluation import EvaluationTexts, texts_to_measure_on
-from convert.card.model_card import source_name
 from convert.conversion import Conversion
 from convert.options import ConvertOptions, check_affine
-from convert.progress import Notice, Progress, Stage, untold
+from convert.progress import Notice, Progress, Stage
 from convert.reading.finite import check_all_finite
 from convert.reading.source import Source
 from convert.reading.stored import reading
 from convert.recipe import Plan
-from convert.sampling.itself import Itself, is_written
-from convert.sampling.model import Form
-from convert.texts.kinds import Tokenized
-from convert.writer.journal import LAYERS, Journal, SelfWritten
+from convert.writer.journal import LAYERS, Journal
 from olmo3_mlx.checkpoints.names import resolve
-from olmo3_mlx.errors import (
-    ConvertError,
-    NoTemplateError,
-    Olmo3Error,
-    OptionError,
-    Setting,
-    TokenizerError,
-)
+from olmo3_mlx.errors import ConvertError, NoTemplateError, Olmo3Error, Setting, TokenizerError
 from olmo3_mlx.model import Olmo3
 from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
 from olmo3_mlx.token_ids import check_token_ids
 
-_WRITES_BY_DEFAULT = {"chat": True, "plain": False}  # whether a model with a template, or none, is asked to
 _SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # of each text that a card is measured on, in sequences of so many
 
@@ -97,27 +85,27 @@ def check_tokenizer(conversion: Conversion, notice: Notice) -> bool:
 def calibrating(
     rounding: Conversion,
     options: ConvertOptions,
-    *,
     folder: Path,
+    *,
     stage: Stage,
     progress: Progress,
-    notice: Notice = untold,
+    notice: Notice,
 ) -> Conversion:
     """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
     which takes long. It is begun in `folder`'s journal first; where it was begun there before, its plan is
     taken, or what was measured to choose one.
 
-    `stage` and `progress` are told what takes time, `notice` if the model cannot write text to calibrate on,
-    where nobody asked for that. Raises ConvertError for a target that the source cannot
-    reach, and for another conversion that was begun in `folder`; OptionError and PromptError for texts to
-    calibrate on; MemoryFitError; CheckpointError for weights that are not finite.
+    `stage` and `progress` are told what takes time, `notice` if the model cannot write text to calibrate on
+    that nobody asked for. Raises ConvertError for a target that the source cannot reach, and for another
+    conversion that was begun in `folder`; OptionError and PromptError for texts to calibrate on;
+    MemoryFitError; CheckpointError for weights that are not finite.
     """
     source = rounding.source
     check_affine(rounding.plan.layers.values())
     if options.target_bpw is not None:
         _check_target(rounding, options.target_bpw)
     with reading(rounding.tokenizer_folder):
-        texts, writer = _texts(rounding, options, notice)
+        texts = texts_to_calibrate_on(rounding, options, notice)
     check_memory(source.config, texts.planned.tokens.size)
     target = options.target_bpw or rounding.size.bits_per_weight if options.recipe is None else None
     conversion = replace(rounding, calibration=texts.planned, target=target)
@@ -125,7 +113,7 @@ def calibrating(
     journal = Journal(folder, ingredients if target is None else {**ingredients, LAYERS: None})
     stage("reading the weights")
     check_all_finite(source, options.cast, progress)
-    text = texts.read(None if writer is None else _written(writer, texts, journal, stage, progress))
+    text = texts.read(journal, stage, progress)
     conversion = replace(conversion, calibration=text)
     if target is None:
         return conversion
@@ -144,44 +132,6 @@ def calibrating(
         )
         plan = _plan(source, layers)
     return replace(conversion, plan=plan)
-
-
-Writer = tuple[Itself, Form]  # the model, and the form in which it writes
-
-
-def _texts(
-    rounding: Conversion, options: ConvertOptions, notice: Notice
-) -> tuple[TextsToRead, Writer | None]:
-    """The texts to calibrate on, and who writes what is not there yet, if that is asked for; where nothing is
-    asked for, if it can be.
-    """
-    files, config = options.calibration_files, rounding.source.config
-    folder = rounding.tokenizer_folder
-    tokenizer = Tokenizer.from_folder(folder)
-    by_default = files is None and _WRITES_BY_DEFAULT["chat" if tokenizer.chat_templates else "plain"]
-    if options.calibrates_on_itself or by_default:
-        texts = TextsToRead.of(files, tokenizer, config, written=True)
-        try:
-            itself = Itself.of(rounding.source, tokenizer, folder, sequence_length(config))
-            return texts, (itself, itself.form(texts.rows))
-        except Olmo3Error as error:
-            if options.calibrates_on_itself:
-                raise
-            notice(OptionError("calibrating on texts alone, as the model writes none: ", *error.parts))
-    return TextsToRead.of(files, tokenizer, config), None
-
-
-def _written(
-    writer: Writer, texts: TextsToRead, journal: Journal, stage: Stage, progress: Progress
-) -> Tokenized:
-    """The text that the model writes, or wrote in an earlier run."""
-    itself, form = writer
-    written, source = journal.written, itself.source
-    if written is None or not is_written(written.ids, texts.rows, itself.length, source.config.vocab_size):
-        ids = itself.written(texts.rows, form, stage, progress)
-        written = SelfWritten(ids, form.bits)
-        journal.record_written(written)
-    return written_by(source_name(source.folder), *written)
 
 
 def _check_target(conversion: Conversion, target: float) -> None:

@@ -52,6 +52,7 @@ FLOORS: dict[str, list[str]] = {
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
         "comparison, page, quality_card model_card",
         "options conversion, comparing",
+        "calibration_texts",
         "preparing",
         "converting",
         "__init__",

@@ -1,5 +1,6 @@
 """A checkpoint that is calibrated on text that it writes itself."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -15,16 +16,20 @@ from conftest import TINY, Told, cut_tokenizer, random_model, save_checkpoint
 from convert import ConvertOptions
 from convert import convert as to_mlx
 from convert.calibration.text import TextsToRead, written_by
+from convert.calibration_texts import texts_to_calibrate_on
+from convert.preparing import prepare
 from convert.reading.source import Source
-from convert.sampling.itself import Itself, _in_words
+from convert.sampling.itself import Itself, _in_words, is_written
 from convert.sampling.loop import sampled
 from convert.sampling.model import Form, form_that_fits, read_model
 from convert.sampling.rows import Conversations, Documents
 from convert.sampling.script import Script, script_of
 from convert.texts.shipped import calibration_tools
+from convert.writer.journal import Journal, SelfWritten
 from olmo3_mlx import MemoryFitError, Olmo3, Olmo3Config, OptionError, TokenizerError, load
 from olmo3_mlx.checkpoints.names import DEMO
 from olmo3_mlx.cli import main
+from olmo3_mlx.cli.convert import _options, add_arguments
 from olmo3_mlx.published import SIZES
 from olmo3_mlx.text.chat_template import ChatTemplate
 from olmo3_mlx.text.tokenizer import Tokenizer
@@ -44,9 +49,8 @@ FEW: dict[str, Any] = {
     "convert.calibration.text._WRITTEN_TOKENS": 256,
     "convert.calibration.text._LEAST_TOKENS": 256,
     "convert.calibration.text._LENGTH": 64,
-    "convert.preparing._SENSITIVITY_TOKENS": 64,
     "convert.preparing._LENGTH": 64,
-    "convert.calibration.sensitivity._SAMPLED_ROWS": 16,
+    "convert.calibration.grids._SHRINKS": (1.0, 0.8),
 }
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -205,7 +209,7 @@ class Dice:
     config = None
 
     def __init__(self, chances: Sequence[float]) -> None:
-        self.logits = mx.log(mx.array(chances))
+        self.logits = mx.log(mx.array(list(chances)))
         self.widths: list[int] = []
 
     def make_caches(self, options: Any = None) -> list[Any]:
@@ -297,30 +301,31 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEW.items():
             patch.setattr(name, value)
-        to_mlx(source, dest, calibrate="self", bits=4, card=True, **TOLD.callbacks)
+        to_mlx(source, dest, calibrate="self", bits=4, **TOLD.callbacks)
     return dest
 
 
 TOLD = Told()  # what `whole` told
 
 
+def unexpected(*said: Any) -> None:
+    pytest.fail(str(said))
+
+
+def begun(source: Path, dest: Path, told: Told, calibrate: Any = "self", **options: Any) -> Path:
+    """Begin a conversion, or go on with it, until it is interrupted; its journal."""
+    with pytest.raises(KeyboardInterrupt):
+        to_mlx(source, dest, calibrate=calibrate, bits=4, **options, **told.callbacks)
+    return dest.parent / f".{dest.name}.unfinished" / "journal.jsonl"
+
+
 def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def calibrated_on(folder: Path) -> list[dict[str, Any]]:
-    figures = json.loads((folder / "quality.json").read_text())
-    return cast(list[dict[str, Any]], figures["calibration"]["texts"])
-
-
 def test_a_card_says_that_the_model_wrote_the_text(whole: Path) -> None:
-    (text,) = calibrated_on(whole)
-    assert (text["kind"], text["name"], text["about"]) == ("self", "what source said itself", "")
-    assert text["sequences"] * text["length"] == 256
-    assert (
-        f"256 tokens of what source said itself (SHA-256 `{text['sha256'][:16]}"
-        in (whole / "README.md").read_text()
-    )
+    said = "Calibrated on 256 tokens of what source said itself (SHA-256 `"
+    assert said in (whole / "README.md").read_text()
 
 
 def test_stages_tell_of_it_from_beginning_to_end(whole: Path) -> None:
@@ -330,73 +335,63 @@ def test_stages_tell_of_it_from_beginning_to_end(whole: Path) -> None:
     TOLD.assert_each_stage_went_to_its_end()
 
 
-@pytest.mark.parametrize(
-    ("stage", "again"),
-    [("sampling from the original", True), ("choosing bits", False), ("calibrating", False)],
-)
+@pytest.mark.parametrize(("stage", "again"), [("sampling from the original", True), ("calibrating", False)])
 def test_a_run_that_goes_on_keeps_what_the_model_wrote(
     source: Path, whole: Path, tmp_path: Path, stage: str, again: bool
 ) -> None:
-    dest = tmp_path / "dest"
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, dest, calibrate="self", bits=4, **Told(stage, 3).callbacks)
-    told = Told()
+    dest, told = tmp_path / "dest", Told()
+    begun(source, dest, Told(stage, 3))
     to_mlx(source, dest, calibrate="self", bits=4, resume=True, **told.callbacks)
     assert ("loading the original" in told.titles) is again
     assert weights(dest) == weights(whole)
 
 
-def test_what_was_kept_is_taken_even_where_the_model_would_write_something_else(
-    source: Path, whole: Path, tmp_path: Path
-) -> None:
-    """On a GPU the same rows need not come out the same twice."""
-    dest = tmp_path / "dest"
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, dest, calibrate="self", bits=4, **Told("calibrating").callbacks)
-    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
-    first, second, *_ = journal.read_text().splitlines()
-    kept = json.loads(second)
-    kept["self"]["ids"][0][-1] ^= 1
-    journal.write_text(f"{first}\n{json.dumps(kept)}\n")
-    to_mlx(source, dest, calibrate="self", bits=4, resume=True, card=True)
-    assert calibrated_on(dest)[0]["sha256"] != calibrated_on(whole)[0]["sha256"]
-
-
-@pytest.mark.parametrize("damage", ["ids", "count", "length", "bits"])
+@pytest.mark.parametrize("damage", [{"ids": [[512] * 64] * 4}, {"ids": 7}, {"bits": "four"}])
 def test_what_was_kept_and_is_damaged_is_written_again(
-    source: Path, whole: Path, tmp_path: Path, damage: str
+    source: Path, tmp_path: Path, damage: dict[str, Any]
 ) -> None:
-    dest = tmp_path / "dest"
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, dest, calibrate="self", bits=4, **Told("choosing bits").callbacks)
-    journal = tmp_path / ".dest.unfinished" / "journal.jsonl"
+    dest, told = tmp_path / "dest", Told("choosing bits")
+    journal = begun(source, dest, Told("choosing bits"))
     first, second = journal.read_text().splitlines()
-    kept = json.loads(second)["self"]
-    if damage == "ids":
-        kept["ids"][0][0] = 512
-    elif damage == "count":
-        kept["ids"].pop()
-    elif damage == "length":
-        kept["ids"][1].pop()
-    else:
-        kept["bits"] = "four"
-    journal.write_text(f"{first}\n{json.dumps({'self': kept})}\n")
-    told = Told("choosing bits")
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(source, dest, calibrate="self", bits=4, resume=True, **told.callbacks)
+    journal.write_text(f"{first}\n{json.dumps({'self': {**json.loads(second)['self'], **damage}})}\n")
+    begun(source, dest, told, resume=True)
     assert "loading the original" in told.titles
 
 
-def test_a_model_that_does_not_fit_is_rounded_and_the_card_says_so(
+def test_what_was_kept_is_taken_even_where_the_model_would_write_something_else(source: Path) -> None:
+    """On a GPU the same rows need not come out the same twice."""
+    rounding = prepare(Source.open(source), ConvertOptions(calibrate="self"))
+    texts = texts_to_calibrate_on(rounding, ConvertOptions(calibrate="self"), unexpected)
+    kept = SelfWritten([[place] * 64 for place in (5, 6, 7, 8)], 4)
+    journal = cast(Journal, SimpleNamespace(written=kept))
+    read = texts.read(journal, unexpected, unexpected)
+    assert sorted(read.tokens[:, 0].tolist()) == [5, 6, 7, 8]  # type: ignore[type-var,arg-type]
+    assert read.sha256 == texts.planned.sha256
+    assert read.described.figures()["texts"][0] == {
+        "kind": "self",
+        "name": "what source said itself",
+        "about": "rounded to 4 bits meanwhile, as the original did not fit",
+        "sha256": hashlib.sha256(memoryview(mx.array(kept.ids))).hexdigest(),  # type: ignore[arg-type]
+        "sequences": 4,
+        "length": 64,
+    }
+    assert "itself (rounded to 4 bits meanwhile, as the original did not fit) (SHA" in read.described.in_words
+
+
+@pytest.mark.parametrize("ids", [[[0] * 4] * 2, [[0] * 4] * 4, [[0] * 3] * 3, [[0, 0, 0, -1]] * 3])
+def test_rows_of_another_shape_or_vocabulary_are_not_what_was_asked_for(ids: list[list[int]]) -> None:
+    assert is_written([[0, 1, 2, 9]] * 3, 3, 4, vocab_size=10)
+    assert not is_written(ids, 3, 4, vocab_size=10)
+
+
+def test_a_model_that_does_not_fit_is_rounded_meanwhile(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convert.sampling.itself.form_that_fits", lambda *_: Form(mx.float32, 4, 2))
-    told = Told()
-    to_mlx(source, tmp_path / "dest", calibrate="self", bits=4, card=True, **told.callbacks)
+    told = Told("choosing bits")
+    journal = begun(source, tmp_path / "dest", told)
     assert "sampling from the original rounded to 4 bits, 256 tokens" in told.titles
-    said = "rounded to 4 bits meanwhile, as the original did not fit"
-    assert calibrated_on(tmp_path / "dest")[0]["about"] == said
-    assert said in (tmp_path / "dest" / "README.md").read_text()
+    assert Journal(journal.parent, json.loads(journal.read_text().splitlines()[0])).written[1] == 4  # type: ignore[index]
 
 
 def a_text(folder: Path, name: str, words: int = 600) -> Path:
@@ -424,8 +419,7 @@ def test_a_model_with_a_template_writes_where_nothing_else_is_said(
 ) -> None:
     folder = small_checkpoint(tmp_path / "source", template)
     told = Told("choosing bits")
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(folder, tmp_path / "dest", calibrate=True, bits=4, **told.callbacks)
+    begun(folder, tmp_path / "dest", told, True)
     assert ("loading the original" in told.titles) is writes
 
 
@@ -451,8 +445,7 @@ def test_a_template_that_fills_a_sequence_is_refused_or_done_without(tmp_path: P
         to_mlx(folder, tmp_path / "dest", calibrate="self", bits=4)
     notices: list[Exception] = []
     told = Told("choosing bits")
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(folder, tmp_path / "dest", calibrate=True, bits=4, notice=notices.append, **told.callbacks)
+    begun(folder, tmp_path / "dest", told, True, notice=notices.append)
     assert "calibrating on texts alone, as the model writes none" in str(notices[0])
     assert "loading the original" not in told.titles
 
@@ -461,8 +454,7 @@ def test_a_short_context_makes_short_rows(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("convert.calibration.text._LENGTH", 512)
     folder = small_checkpoint(tmp_path / "source", max_position_embeddings=48)
     told = Told("choosing bits")
-    with pytest.raises(KeyboardInterrupt):
-        to_mlx(folder, tmp_path / "dest", calibrate="self", bits=4, **told.callbacks)
+    begun(folder, tmp_path / "dest", told, "self")
     assert "sampling from the original, 240 tokens" in told.titles
 
 
@@ -509,11 +501,11 @@ def test_a_file_called_self_is_named_with_its_folder(
     assert (options.calibrates_on_itself, options.calibration_files) == (itself, files)
 
 
-def test_the_command_line_takes_self(
-    source: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dest = tmp_path / "dest"
-    assert main(["convert", str(source), str(dest), "--bits", "4", "--calibrate", "self"]) == 0
-    assert weights(dest) == weights(whole)
-    assert main(["convert", str(source), str(dest) + "2", "--calibrate", "self", "self"]) != 0
+def test_the_command_line_takes_self(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = _options(parser.parse_args(["A", "B", "--calibrate", "self", "notes.txt"]))
+    assert options.calibrates_on_itself
+    assert options.calibration_files == (Path("notes.txt"),)
+    assert main(["convert", "A", "B", "--calibrate", "self", "self"]) != 0
     assert '--calibrate has "self" twice' in capsys.readouterr().err
