@@ -148,9 +148,7 @@ def convert(
         if options.calibrates:
             if options.target_bpw is None:  # the size is known before bits are chosen, which takes long
                 conversion.check_room(folder)
-            conversion = calibrating(
-                conversion, options, folder, stage=stage, progress=progress, notice=notice
-            )
+            conversion = calibrating(conversion, options, folder, notice, stage=stage, progress=progress)
         conversion.write(folder, progress, stage)
         comparison = None
         if texts is not None:

@@ -86,10 +86,10 @@ def calibrating(
     rounding: Conversion,
     options: ConvertOptions,
     folder: Path,
+    notice: Notice,
     *,
     stage: Stage,
     progress: Progress,
-    notice: Notice,
 ) -> Conversion:
     """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
     which takes long. It is begun in `folder`'s journal first; where it was begun there before, its plan is

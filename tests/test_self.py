@@ -324,7 +324,7 @@ def weights(folder: Path) -> str:
 
 
 def test_a_card_says_that_the_model_wrote_the_text(whole: Path) -> None:
-    said = "Calibrated on 256 tokens of what source said itself (SHA-256 `"
+    said = "Calibrated on 256 tokens of what source said itself (sampled from the checkpoint) (SHA-256 `"
     assert said in (whole / "README.md").read_text()
 
 
@@ -370,12 +370,12 @@ def test_what_was_kept_is_taken_even_where_the_model_would_write_something_else(
     assert read.described.figures()["texts"][0] == {
         "kind": "self",
         "name": "what source said itself",
-        "about": "rounded to 4 bits meanwhile, as the original did not fit",
+        "about": "sampled from the checkpoint rounded to 4 bits, as the original did not fit",
         "sha256": hashlib.sha256(memoryview(mx.array(kept.ids))).hexdigest(),  # type: ignore[arg-type]
         "sequences": 4,
         "length": 64,
     }
-    assert "itself (rounded to 4 bits meanwhile, as the original did not fit) (SHA" in read.described.in_words
+    assert "said itself (sampled from the checkpoint rounded to 4 bits, " in read.described.in_words
 
 
 @pytest.mark.parametrize("ids", [[[0] * 4] * 2, [[0] * 4] * 4, [[0] * 3] * 3, [[0, 0, 0, -1]] * 3])
@@ -408,6 +408,8 @@ def test_beside_files_the_model_writes_a_share_like_any_text(source: Path, tmp_p
     cut = texts.read(written_by("tiny", ids, None))
     assert (cut.kinds.count("self"), cut.kinds.count("notes.txt")) == (4, 4)
     assert cut.sha256 == texts.planned.sha256
+    many = [a_text(tmp_path, f"{place}.txt", 100) for place in range(9)]
+    assert TextsToRead.of(many, reader, config, written=True).rows == 1
     alone = TextsToRead.of((), reader, config, written=True)
     assert alone.rows == 4  # as many as it may write at all
     assert alone.planned.sha256 != texts.planned.sha256

@@ -141,8 +141,9 @@ class TextsToRead:
         texts = tuple(text.tokenized(tokenizer) for text in found)
         weights = _WEIGHTS if files is None else {}
         length = sequence_length(config)
+        # The first gets a sequence even where there are more texts than sequences.
         place = Tokenized(Label(SELF, SELF, ""), ((0,) * (_WRITTEN_TOKENS // length * length),))
-        planned = CalibrationText.of([*texts, place] if written else texts, config, weights)
+        planned = CalibrationText.of([place, *texts] if written else texts, config, weights)
         return cls(texts, config, weights, planned)
 
     @property
@@ -154,12 +155,13 @@ class TextsToRead:
         """Cut them, together with what the model has `written`."""
         if written is None:
             return self.planned
-        return CalibrationText.of([*self.texts, written], self.config, self.weights, self.planned.sha256)
+        return CalibrationText.of([written, *self.texts], self.config, self.weights, self.planned.sha256)
 
 
 def written_by(name: str, ids: Sequence[Sequence[int]], bits: int | None) -> Tokenized:
     """The text that the model called `name` wrote itself, rounded to so many bits if not None."""
-    about = "" if bits is None else f"rounded to {bits} bits meanwhile, as the original did not fit"
+    rounded = "" if bits is None else f" rounded to {bits} bits, as the original did not fit"
+    about = f"sampled from the checkpoint{rounded}"
     label = Label(SELF, f"what {name} said itself", _sha256(mx.array([list(row) for row in ids])), about)
     return Tokenized(label, tuple(ids))
 
