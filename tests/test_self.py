@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -166,6 +167,40 @@ def test_who_says_much_is_interrupted_where_the_template_closes_a_turn(tokenizer
     spoken = [*script.start, *[word] * 96, *script.answer, *[word] * 256]
     assert ids[:-1] == spoken
     assert ids[-1] in ((script.again or ())[0], script.end[0])
+
+
+def test_in_a_short_row_turns_are_short(tokenizer: Tokenizer) -> None:
+    script, word = script_of(tokenizer), tokenizer.encode("word")[0]
+    row = a_row(script, tokenizer, length=128)
+    ids = [row.next(word) for _ in range(len(script.start) + 24 + len(script.answer))]
+    assert ids == [*script.start, *[word] * 24, *script.answer]
+
+
+def test_where_a_template_opens_later_answers_otherwise_conversations_have_one(tokenizer: Tokenizer) -> None:
+    later = ASSISTANT.replace("assistant\n", "assistant\n{% if messages | length > 1 %}Well: {% endif %}")
+    assert script_of(with_template(tokenizer, SHORT.replace(ASSISTANT, later))).again is None
+
+
+def test_every_third_row_has_tools_each_time_others(tokenizer: Tokenizer) -> None:
+    itself = Itself.of(Source.open(DEMO), tokenizer, DEMO, 512)
+    openings = []
+    for place in range(9):
+        row = itself._row(place)
+        openings.append(tokenizer.decode([row.next(5) for _ in range(256)]).partition("<|im_end|>")[0])
+    named = [re.findall(r'"name": "(\w+)"', opening)[:1] for opening in openings]
+    assert named == [[], [], ["track_parcel"], [], [], ["convert"], [], [], ["exchange_rate"]]
+
+
+def test_whatever_ends_the_models_texts_ends_a_turn(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "source", eos_token_id=11)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [12, 13]}')
+    reader = Tokenizer.from_folder(folder)
+    itself = Itself.of(Source.open(folder), reader, folder, 64)
+    (script,) = itself.scripts
+    for end in (11, 12, 13, *reader.eos_token_ids, script.answer[0]):
+        row = itself._row(0)
+        ids = [row.next(5) for _ in range(len(script.start) + 2)] + [row.next(end) for _ in script.answer]
+        assert ids == [*script.start, 5, 5, *script.answer]
 
 
 def test_a_template_that_thinks_opens_the_thinking(tokenizer: Tokenizer) -> None:
