@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from convert.calibration.allocation import extremes
 from convert.calibration.memory import check_memory
-from convert.calibration.sensitivity import choose, extremes
+from convert.calibration.sensitivity import choose
 from convert.calibration_texts import texts_to_calibrate_on
 from convert.card.evaluation import EvaluationTexts, texts_to_measure_on
 from convert.conversion import Conversion
@@ -27,7 +28,6 @@ from olmo3_mlx.quantization import Quantization
 from olmo3_mlx.text.tokenizer import Tokenizer
 from olmo3_mlx.token_ids import check_token_ids
 
-_SENSITIVITY_TOKENS = 1024  # of those to calibrate on, on which layers are weighed against each other
 _TOKENS, _LENGTH = 2048, 512  # of each text that a card is measured on, in sequences of so many
 
 
@@ -119,11 +119,11 @@ def calibrating(
         return conversion
     plan = _begun(conversion, journal)
     if plan is None:
-        some = text.tokens[: max(1, _SENSITIVITY_TOKENS // text.tokens.shape[1])]
         layers = choose(
             source,
-            some,
+            text.tokens,
             target,
+            kinds=text.kinds,
             dtype=conversion.dtype,
             measured=_measured(conversion, journal),
             keep=journal.record_costs,

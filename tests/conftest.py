@@ -43,9 +43,9 @@ TINY: dict[str, Any] = {
 
 # What calibrating repeats to come closer, done once or twice: whether it is right shows as well.
 QUICK_CALIBRATION: dict[str, Any] = {
-    "convert.calibration.gptq._SHRINKS": (1.0, 0.9, 0.8),
+    "convert.calibration.grids._SHRINKS": (1.0, 0.9, 0.8),
     "convert.calibration.gptq.quantized.__kwdefaults__": {"passes": 1},
-    "convert.calibration.solving._STEPS": 3,
+    "convert.calibration.grids._STEPS": 3,
 }
 
 

@@ -1,10 +1,8 @@
 """Calibrated quantization: what is written is what was meant, better than rounding, and repeatable."""
 
-import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import mlx.core as mx
@@ -12,11 +10,15 @@ import numpy as np
 import pytest
 from conftest import TINY, random_model, save_checkpoint
 
-from convert.calibration.calibration import Calibration, Moments
-from convert.calibration.gptq import QuantizedMatrix, quantized, searched
+from convert.calibration.allocation import _options, allocate, at_four_bits
+from convert.calibration.calibration import Calibration
+from convert.calibration.gptq import _gptq, quantized, settled
+from convert.calibration.grids import searched, solved
+from convert.calibration.matrix import QuantizedMatrix
 from convert.calibration.memory import calibrating_bytes
-from convert.calibration.sensitivity import _options, allocate, choose, costs
-from convert.calibration.solving import Metric, solved
+from convert.calibration.metric import Metric
+from convert.calibration.moments import Moments
+from convert.calibration.sensitivity import choose, costs
 from convert.reading.layers import Layers
 from convert.reading.source import Source
 from olmo3_mlx import Olmo3Config, Tokenizer
@@ -79,6 +81,11 @@ def a_layer(rows: int = 48, n: int = 128, seed: int = 0) -> tuple[Any, Any]:
     return mx.array(draw.normal(size=(rows, n)).astype(np.float32)), mx.array(x.T @ x)
 
 
+def one(weight: mx.array, metric: Metric, scheme: Quantization, **options: Any) -> QuantizedMatrix:
+    """A layer quantized by itself."""
+    return quantized([weight], metric, [scheme], [mx.bfloat16], **options)[0]
+
+
 def error(weight: Any, hessian: Any, matrix: QuantizedMatrix) -> float:
     left = weight - matrix.dense()
     return float((left @ hessian * left).sum().item())
@@ -89,8 +96,8 @@ def test_each_step_lowers_the_error_of_the_outputs(bits: int) -> None:
     weight, hessian = a_layer()
     scheme = Quantization(bits, 64)
     plain = error(weight, hessian, searched(weight, mx.diag(hessian), scheme, mx.bfloat16))
-    gptq = error(weight, hessian, quantized(weight, Metric.of(hessian), scheme, mx.bfloat16, passes=0))
-    refitted = error(weight, hessian, quantized(weight, Metric.of(hessian), scheme, mx.bfloat16, passes=2))
+    gptq = error(weight, hessian, one(weight, Metric.of(hessian), scheme, passes=0))
+    refitted = error(weight, hessian, one(weight, Metric.of(hessian), scheme, passes=2))
     assert gptq < 0.7 * plain
     assert refitted < 0.9 * gptq
 
@@ -106,7 +113,12 @@ def test_a_metric_inverts_its_hessian(n: int) -> None:
     wanted = np.linalg.solve(exact, rows.T).T
     found = np.array(metric.inverse(mx.array(rows.astype(np.float32))))
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
-    assert mx.array_equal(mx.triu(metric.factor), metric.factor).item()
+    whole = np.zeros((n, n), np.float32)
+    for place, column in enumerate(metric.columns):
+        whole[256 * place :, 256 * place : 256 * (place + 1)] = column
+    assert np.array_equal(np.tril(whole), whole)
+    ordered = np.array(metric.hessian)[np.array(metric.order)][:, np.array(metric.order)]
+    assert np.abs(whole @ whole.T - ordered).max() < 1e-4 * np.abs(ordered).max()
 
 
 def test_conjugate_gradients_solve_each_row_for_itself() -> None:
@@ -127,16 +139,16 @@ def test_conjugate_gradients_solve_each_row_for_itself() -> None:
 def test_dead_inputs_are_no_trouble() -> None:
     weight, hessian = a_layer()
     hessian[5:20] = hessian[:, 5:20] = 0
-    matrix = quantized(weight, Metric.of(hessian), Quantization(4, 32), mx.bfloat16)
+    matrix = one(weight, Metric.of(hessian), Quantization(4, 32))
     assert mx.isfinite(matrix.dense()).all().item()
-    nothing = quantized(weight, Metric.of(mx.zeros_like(hessian)), Quantization(4, 32), mx.bfloat16)
+    nothing = one(weight, Metric.of(mx.zeros_like(hessian)), Quantization(4, 32))
     assert float(mx.abs(nothing.dense() - weight).max()) < 1
 
 
 def test_constant_groups_come_back_exactly() -> None:
     weight = mx.full((4, 64), 0.5)
     weight[1] = 0
-    matrix = quantized(weight, Metric.of(mx.eye(64)), Quantization(4, 64), mx.bfloat16)
+    matrix = one(weight, Metric.of(mx.eye(64)), Quantization(4, 64))
     assert float(mx.abs(matrix.dense() - weight).max()) < 1e-6
 
 
@@ -144,8 +156,10 @@ def test_the_aim_makes_good_half_of_a_drift_in_the_inputs() -> None:
     draw = np.random.default_rng(0)
     original = mx.array(draw.normal(size=(512, 32)).astype(np.float32))
     weight = mx.array(draw.normal(size=(8, 32)).astype(np.float32))
-    aim = Moments.of(iter([(0.8 * original, original)])).aimed(weight)[0]
-    assert float(mx.abs(aim - 1.125 * weight).max()) < 0.02  # half of 1 / 0.8 - 1
+    for weights in (None, {"a": weight}):  # the drift by itself, and its products with the weights
+        moments = Moments.of(iter([(0.8 * original, original)]), weights)
+        aim = moments.aimed("a", slice(2, 8), weight[2:8])
+        assert float(mx.abs(aim - 1.125 * weight[2:8]).max()) < 0.02  # half of 1 / 0.8 - 1
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 4}, {"tie_word_embeddings": True}])
@@ -216,8 +230,8 @@ def test_layers_out_of_the_plan_are_left_alone(tmp_path: Path) -> None:
 @pytest.fixture
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are weighed against each other by a few rows and ranges."""
-    monkeypatch.setattr("convert.calibration.gptq._SHRINKS", (1.0, 0.9, 0.8))
-    monkeypatch.setattr("convert.calibration.sensitivity._SAMPLED_ROWS", 16)
+    monkeypatch.setattr("convert.calibration.grids._SHRINKS", (1.0, 0.9, 0.8))
+    monkeypatch.setattr("convert.calibration.allocation._SAMPLED_ROWS", 16)
 
 
 @pytest.mark.usefixtures("few_tries")
@@ -235,20 +249,32 @@ def test_a_plan_keeps_to_its_budget_and_uses_it(tmp_path: Path, target: float) -
 
 
 @pytest.mark.parametrize("rows", [4096, 50])
-def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(
+def test_costs_are_shares_of_what_rounding_each_layer_alone_does(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By gradients of drawn tokens, which are a few hundred here."""
     source = a_source(tmp_path / "a")
     monkeypatch.setattr("convert.reading.layers._ROWS_BYTES", 4 * source.config.hidden_size * rows)
-    text = a_text(2, 16)
+    text = a_text(16, 64)
     found = costs(source, text)
-    for path in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):
+    assert abs(sum(found.values()) - 1) < 1e-6
+    measured = {}
+    for path in found:
         weight = Layers(source).weight(f"{path}.weight")
-        group = 64 if weight.shape[1] % 64 == 0 else 32
-        scheme = Quantization(4, group)
-        matrix = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16)
-        measured = kl(source, {f"{path}.weight": matrix.dense()}, text)
-        assert abs(found[path] / measured - 1) < 0.02, path
+        measured[path] = kl(source, {f"{path}.weight": at_four_bits(weight)}, text)
+    whole = sum(measured.values())
+    for path, share in found.items():
+        assert abs(share / (measured[path] / whole) - 1) < 0.3, path
+
+
+def test_kinds_of_text_count_alike_in_costs(tmp_path: Path) -> None:
+    """Three sequences of one kind and one of another give the mean of the shares that each kind has alone."""
+    source = a_source(tmp_path / "a")
+    text = a_text(4, 16)
+    mixed = costs(source, text, ("a", "b", "a", "a"))
+    plain = costs(source, text)
+    assert any(abs(mixed[path] / plain[path] - 1) > 0.05 for path in mixed)
+    assert abs(sum(mixed.values()) - 1) < 1e-6
 
 
 @pytest.mark.slow
@@ -282,32 +308,44 @@ def test_a_trained_block_is_nearer_to_the_original_than_rounded(lab: Path) -> No
     assert errors[0] < 0.8 * errors[1]
 
 
-def lines_run(rows: int, columns: int) -> int:
-    """How many lines of ours run while a layer of this shape is quantized."""
-    weight, hessian = a_layer(rows, columns)
-    metric, lines = Metric.of(hessian), 0
+@pytest.mark.parametrize("columns", [40, 256, 300])
+def test_columns_settle_at_the_codes_of_one_after_another(columns: int) -> None:
+    weight, hessian = a_layer(8, columns)
+    scheme = Quantization(4, columns // 4)
+    metric = Metric.of(hessian)
+    matrix = searched(weight, mx.diag(metric.hessian), scheme, mx.bfloat16)
+    found = np.array(_gptq([weight], metric, [matrix])).T
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines
-        if "calibration" not in frame.f_code.co_filename:
-            return None
-        lines += event == "line"
-        return trace
+    exact = np.array(metric.hessian, np.float64)
+    order = np.array(metric.order)
+    lower = np.linalg.cholesky(exact[order][:, order])
+    group = np.arange(columns)[order] // scheme.group_size
+    scales, biases = (np.array(each, np.float64)[:, group] for each in (matrix.scales, matrix.biases))
+    left = np.array(weight, np.float64)[:, order]
+    codes, errors = np.zeros_like(left), np.zeros_like(left)
+    for j in reversed(range(columns)):
+        carried = errors[:, j + 1 :] @ lower[j + 1 :, j] / lower[j, j]
+        codes[:, j] = np.clip(np.round((left[:, j] + carried - biases[:, j]) / scales[:, j]), 0, matrix.top)
+        errors[:, j] = left[:, j] - codes[:, j] * scales[:, j] - biases[:, j]
+    assert (
+        np.mean(codes != found[:, order]) < 0.01
+    )  # a rounding that float32 decides otherwise changes others
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        quantized(weight, metric, Quantization(4, 64), mx.bfloat16)
-    finally:
-        sys.settrace(before)
-    return lines
 
+def test_columns_settle_in_far_fewer_rounds_than_there_are_columns() -> None:
+    weight, hessian = a_layer(64, 256)
+    metric, rounds = Metric.of(hessian), 0
+    within = mx.tril(metric.columns[0] / mx.diag(metric.columns[0]), -1).T
 
-def test_quantizing_runs_a_few_lines_for_each_column_and_none_for_each_row() -> None:
-    lines = lines_run(16, 128)
-    assert lines < 60 * 128
-    assert lines_run(64, 128) == lines
-    assert lines_run(16, 256) < 2.2 * lines
+    def step(codes: mx.array | None) -> mx.array:
+        nonlocal rounds
+        rounds += 1
+        target = weight.T if codes is None else weight.T + within @ (weight.T - codes)
+        return mx.round(target)
+
+    codes = settled(step)
+    assert mx.array_equal(codes, step(codes)).item()
+    assert rounds < 100
 
 
 @pytest.mark.usefixtures("few_tries")

@@ -8,8 +8,9 @@ import pytest
 from test_calibrate import a_source, a_text, kl
 
 from convert.calibration.fisher import embedding_hessian
-from convert.calibration.gptq import quantized, searched
-from convert.calibration.solving import Metric
+from convert.calibration.gptq import quantized
+from convert.calibration.grids import searched
+from convert.calibration.metric import Metric
 from convert.reading.layers import Layers
 from olmo3_mlx.quantization import Quantization
 
@@ -19,7 +20,7 @@ def test_an_embedding_fitted_to_the_rest_of_the_model_costs_less(tmp_path: Path)
     weight = Layers(source).weight("model.embed_tokens.weight")
     scheme = Quantization(3, 32)
     hessian = embedding_hessian(source, a_text(16))
-    fitted = quantized(weight, Metric.of(hessian), scheme, mx.bfloat16).dense()
+    fitted = quantized([weight], Metric.of(hessian), [scheme], [mx.bfloat16])[0].dense()
     plain = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()
     unseen = a_text(8, seed=9)
     cost, before = (kl(source, {"model.embed_tokens.weight": w}, unseen) for w in (fitted, plain))

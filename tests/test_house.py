@@ -47,7 +47,8 @@ FLOORS: dict[str, list[str]] = {
         "native.distcp, native.checkpoint, source, finite layers",
         "sampling: script model, rows, loop, itself",
         "recipe",
-        "calibration: memory solving text, fisher gptq, calibration, resumable sensitivity",
+        "calibration: memory metric matrix text gradients, grids moments fisher, gptq sides, calibration, "
+        "resumable allocation, sensitivity",
         "writer: layout journal upload, files folder output",
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
         "comparison, page, quality_card model_card",

@@ -174,7 +174,7 @@ def test_a_stopped_calibration_goes_on_though_its_files_are_in_the_cache_by_now(
     monkeypatch.setattr("convert.calibration.text._TOKENS", 256)
     monkeypatch.setattr("convert.calibration.text._LEAST_TOKENS", 64)
     monkeypatch.setattr("convert.calibration.text._LENGTH", 64)
-    monkeypatch.setattr("convert.preparing._SENSITIVITY_TOKENS", 64)
+    monkeypatch.setattr("convert.calibration.sensitivity._SEQUENCES", 2)
     monkeypatch.setattr("convert.preparing._LENGTH", 64)
     config = {**TINY, "vocab_size": 512, "num_hidden_layers": 1, "eos_token_id": [510, 508]}
     folder = save_checkpoint(tmp_path / "folder", config, random_model(config).tensors())

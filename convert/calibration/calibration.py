@@ -6,10 +6,10 @@
         tensors |= calibration.block(index)
     tensors |= calibration.head()
 
-Each layer sees the inputs that the quantized layers before it give on the text, and aims at the outputs that
-the original gives on its own (half of the way: see docs/decisions). Where a norm follows o_proj and down_proj,
-as Olmo 3's blocks have it, a token counts by one over its output's mean square, because that is the size of an
-error after the norm.
+Each layer sees the inputs that the quantized layers before it give on the text, and aims at the outputs
+that the original gives on its own (half of the way: see docs/decisions). At o_proj and down_proj, which a
+norm follows, a token counts by one over its output's mean square, because that is the size of an error after
+the norm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.metric import Metric
 from convert.calibration.moments import Moments, Pairs
-from convert.calibration.sides import Side
+from convert.calibration.sides import Side, Sides, flat
 from convert.progress import untold
 from convert.quantized import dequantized, part_names
 from convert.reading.layers import Layers, run, split
@@ -31,6 +31,7 @@ from olmo3_mlx.model import Block
 from olmo3_mlx.quantization import Quantization
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+_FROM_BLOCK = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they take what the block takes
 _ROWS_BYTES = 2**28  # of weights in float32, quantized at once
 
 
@@ -78,55 +79,41 @@ class Calibration:
 
     def block(self, index: int) -> dict[str, mx.array]:
         """Quantize the layers of block `index` into their tensors; blocks come in order."""
-        path = f"model.layers.{index}"
-        original = Side(self._layers.block(index), self._original)
-        written = Side(self._block_as_written(index, original.block), self._hidden)
-        tensors: dict[str, mx.array] = {}
+        original = self._layers.block(index)
+        sides = Sides(
+            Side(original, self._original), Side(self._block_as_written(index, original), self._hidden)
+        )
+        tensors = self._step(index, sides, _FROM_BLOCK, sides.states)
+        sides.attend()
+        tensors |= self._step(index, sides, ("self_attn.o_proj",), sides.attended)
+        sides.add_attention()
+        tensors |= self._step(index, sides, ("mlp.gate_proj", "mlp.up_proj"), sides.states)
+        tensors |= self._step(index, sides, ("mlp.down_proj",), sides.activated, few_rows=True)
+        sides.add_feed_forward()
+        return tensors
 
-        def quantize(names: Sequence[str], inputs: Callable[[], Pairs], *, few_rows: bool = False) -> None:
-            """Quantize layers that share `inputs`. Where they have `few_rows`, less is kept of a drift."""
-            names = [name for name in names if f"{path}.{name}" in self._plan]
-            if not names:
-                return
-            paths = [f"{path}.{name}" for name in names]
-            weights = {p: self._layers.weight(f"{p}.weight") for p in paths} if few_rows else None
-            tensors.update(self._quantized(paths, Moments.of(inputs(), weights)))
-            dense = [
-                (f"{n}.weight", _dense(tensors, f"{path}.{n}", self._plan[f"{path}.{n}"])) for n in names
-            ]
-            written.block.load_weights(dense, strict=False)
-            mx.eval(written.block.parameters())
-            for p in paths:
-                self._each(f"{p}.weight")
-
-        sides = (original, written)
-        places = range(len(self._hidden))
-        quantize(
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            lambda: ((_flat(written.states[i]), _flat(original.states[i])) for i in places),
-        )
-        for side in sides:
-            side.attend()
-        o_proj, down_proj = (original.block.self_attn.o_proj, original.block.mlp.down_proj)
-        quantize(
-            ("self_attn.o_proj",),
-            lambda: (self._normed(o_proj.weight, written.attended[i], original.attended[i]) for i in places),
-        )
-        for side in sides:
-            side.add_attention()
-        quantize(
-            ("mlp.gate_proj", "mlp.up_proj"),
-            lambda: ((_flat(written.states[i]), _flat(original.states[i])) for i in places),
-        )
-        quantize(
-            ("mlp.down_proj",),
-            lambda: (
-                self._normed(down_proj.weight, written.activated(i), original.activated(i)) for i in places
-            ),
-            few_rows=True,
-        )
-        for side in sides:
-            side.add_feed_forward()
+    def _step(
+        self,
+        index: int,
+        sides: Sides,
+        names: Sequence[str],
+        inputs: Callable[[], Pairs],
+        *,
+        few_rows: bool = False,
+    ) -> dict[str, mx.array]:
+        """Quantize layers of block `index` that share `inputs`, and put them into its written side. Where
+        they have `few_rows`, less is kept of how inputs drift.
+        """
+        named = {name: f"model.layers.{index}.{name}" for name in names}
+        planned = {name: path for name, path in named.items() if path in self._plan}
+        if not planned:
+            return {}
+        paths = list(planned.values())
+        weights = {path: self._layers.weight(f"{path}.weight") for path in paths} if few_rows else None
+        tensors = self._quantized(paths, Moments.of(inputs(), weights))
+        sides.written.load({name: _dense(tensors, path, self._plan[path]) for name, path in planned.items()})
+        for path in paths:
+            self._each(f"{path}.weight")
         return tensors
 
     def skip(self, index: int, block: Block) -> None:
@@ -141,13 +128,13 @@ class Calibration:
         eps, norm = self._source.config.rms_norm_eps, self._layers.weight("model.norm.weight")
         written = self._as_written("model.norm.weight", norm)
         moments = Moments.of(
-            (_flat(mx.fast.rms_norm(x, written, eps)), _flat(mx.fast.rms_norm(y, norm, eps)))
+            (flat(mx.fast.rms_norm(x, written, eps)), flat(mx.fast.rms_norm(y, norm, eps)))
             for x, y in zip(self._hidden, self._original, strict=True)
         )
         return self._quantized([HEAD], moments)
 
     def _quantized(self, paths: Sequence[str], moments: Moments) -> dict[str, mx.array]:
-        """Quantize layers with the same inputs into their tensors, by name, some of all their rows at once."""
+        """Quantize layers with the same inputs into their tensors, by name, some rows at once."""
         parts: dict[str, list[mx.array]] = {}
         for batch in self._batches(paths):
             weights = [
@@ -206,19 +193,7 @@ class Calibration:
     def _dtype_of(self, name: str) -> mx.Dtype:
         return self._dtype or self._source.tensors[name].dtype
 
-    def _normed(self, weight: mx.array, given: mx.array, wanted: mx.array) -> tuple[mx.array, mx.array]:
-        """A layer's quantized and original inputs, each token's over the size of its original output."""
-        given, wanted = _flat(given), _flat(wanted)
-        output = wanted @ weight.T
-        size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._source.config.rms_norm_eps)
-        return given / size, wanted / size
-
 
 def _dense(tensors: Mapping[str, mx.array], path: str, scheme: Quantization) -> mx.array:
     """The weights that the tensors of the affine layer at `path` stand for, in float32."""
     return dequantized([tensors[name] for name in part_names(f"{path}.weight")], scheme)
-
-
-def _flat(x: mx.array) -> mx.array:
-    """Reshape [..., n] to [tokens, n]."""
-    return x.reshape(-1, x.shape[-1])

@@ -70,7 +70,8 @@ def _gptq(weights: Sequence[mx.array], metric: Metric, matrices: Sequence[Quanti
     Columns go from the last of the metric's order, the most important, to the first.
     """
     order, tops = metric.order, _tops(matrices)
-    errors, codes = [], []
+    errors: list[mx.array] = []
+    codes: list[mx.array] = []
     for place, column in reversed(list(enumerate(metric.columns))):
         size, start = column.shape[1], place * COLUMNS
         unit = column / mx.diag(column[:size])
@@ -79,7 +80,7 @@ def _gptq(weights: Sequence[mx.array], metric: Metric, matrices: Sequence[Quanti
         target = weight + unit[size:].T @ mx.concatenate(errors[::-1]) if errors else weight
         within = mx.tril(unit[:size], -1).T
         step = _GptqStep(weight, target, within, scales, biases, tops)
-        codes.append(settled(step))
+        codes.append(settled(step.rounded))
         errors.append(step.error(codes[-1]))
         codes[-1] = codes[-1].astype(mx.uint8)
         mx.eval(errors[-1], codes[-1])
@@ -101,7 +102,7 @@ class _GptqStep(NamedTuple):
     def error(self, codes: mx.array) -> mx.array:
         return self.weight - codes * self.scales - self.biases
 
-    def __call__(self, codes: mx.array | None) -> mx.array:
+    def rounded(self, codes: mx.array | None) -> mx.array:
         target = self.target if codes is None else self.target + self.within @ self.error(codes)
         return nearest(target, self.scales, self.biases, self.tops)
 
@@ -114,14 +115,16 @@ def _descended(
     slopes = mx.concatenate([hessian @ (weight - matrix.dense()).T for weight, matrix in pairs], axis=1)
     before = mx.concatenate([matrix.codes.T for matrix in matrices], axis=1)
     mx.eval(slopes, before)
-    tops, moved, codes = _tops(matrices), [], []
+    tops = _tops(matrices)
+    moved: list[mx.array] = []
+    codes: list[mx.array] = []
     for start in range(0, len(slopes), COLUMNS):
         at = slice(start, start + COLUMNS)
         slope = slopes[at] - hessian[at, :start] @ mx.concatenate(moved) if moved else slopes[at]
         scales, _ = _grids(matrices, mx.arange(start, start + len(slope)))
         square = hessian[at, at]
         step = _DescentStep(before[at], slope, mx.tril(square, -1), mx.diag(square)[:, None], scales, tops)
-        codes.append(settled(step))
+        codes.append(settled(step.rounded))
         moved.append(step.moved(codes[-1]))
         codes[-1] = codes[-1].astype(mx.uint8)
         mx.eval(moved[-1], codes[-1])
@@ -143,7 +146,7 @@ class _DescentStep(NamedTuple):
     def moved(self, codes: mx.array) -> mx.array:
         return (codes - self.before) * self.scales
 
-    def __call__(self, codes: mx.array | None) -> mx.array:
+    def rounded(self, codes: mx.array | None) -> mx.array:
         slope = self.slope if codes is None else self.slope - self.within @ self.moved(codes)
         return mx.clip(mx.round(self.before + slope / (self.diagonal * self.scales)), 0, self.tops)
 
@@ -171,7 +174,8 @@ def _columns(weights: Sequence[mx.array], columns: mx.array) -> mx.array:
 
 def _grids(matrices: Sequence[QuantizedMatrix], columns: mx.array) -> tuple[mx.array, mx.array]:
     """Scales and biases of some columns of all matrices side by side: [columns, all rows] each."""
-    scales, biases = zip(*(matrix.grid_at(columns) for matrix in matrices), strict=True)
+    grids = [matrix.grid_at(columns) for matrix in matrices]
+    scales, biases = ([grid[i] for grid in grids] for i in (0, 1))
     return mx.concatenate(scales, axis=1), mx.concatenate(biases, axis=1)
 
 

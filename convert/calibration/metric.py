@@ -1,5 +1,5 @@
-"""The cost of errors in a layer's weights, and its Cholesky factor, by matrix products on MLX's device: its own
-solvers run on the CPU alone.
+"""The cost of errors in a layer's weights, with its Cholesky factor: by matrix products on MLX's device, as
+its own solvers run on the CPU alone.
 """
 
 from dataclasses import dataclass

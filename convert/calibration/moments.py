@@ -15,8 +15,9 @@ Pairs = Iterator[tuple[mx.array, mx.array]]  # quantized and original inputs, [t
 @dataclass(frozen=True)
 class Moments:
     """Sums over the inputs of layers that share them: the metric of the sum of x x^T, and how far inputs
-    drift: the sum of (original x - x) x^T, where x is the input in the quantized model. `drift` is it, [n, n],
-    or `drifts` are its products with layers' weights, [rows, n], by path. Both are over weighted tokens.
+    drift: the sum of (original x - x) x^T, where x is the input in the quantized model. `drift` is that,
+    [n, n], or `drifts` are its products with layers' weights, [rows, n], by path. Both are over weighted
+    tokens.
     """
 
     metric: Metric

@@ -1,55 +1,35 @@
-"""Choosing which layers get more bits, by the effect of rounding each one alone on the next tokens.
+"""What it costs to round each layer alone, measured by gradients on the checkpoint at hand.
 
-Every layer is rounded by itself at 4 bits, and the hidden states that result go through the rest of the
-model beside the original's, all of them in one pass over the blocks, so that each block is read once.
-The KL divergence at the end is the layer's cost; at other bits and group sizes it is taken to go with
-the squared error of the weights. They are taken to add up, so choosing is the knapsack's greedy walk
-along each layer's lower convex hull (Shoham and Gersho 1988). A walk is the best but for its last steps,
-which are large where a layer is much of the model: embedding and head are tried at every option.
+Every layer is rounded by itself to 4 bits. An error e in its outputs changes the KL divergence of the next
+tokens by about (g e)^2 / 2, with the gradient g of convert.calibration.gradients. One pass through the blocks
+and one back give that for all layers.
+
+Texts of several kinds count alike, each by its layers' shares of what all of them cost on it: what is
+rounded costs some kinds of text many times what it costs others, in nats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise, product
 from math import prod
 
 import mlx.core as mx
+import numpy as np
 
+from convert.calibration.allocation import CANDIDATES, allocate, at_four_bits
 from convert.calibration.calibration import EMBEDDING, HEAD
-from convert.calibration.grids import searched
+from convert.calibration.gradients import LAYERS, back_by_layer, last_gradients, states_between
 from convert.progress import Count, Progress, Stage, untold
-from convert.reading.layers import Layers, States, run, split
-from convert.reading.softmax import Softmax
+from convert.reading.layers import Layers, States, split
+from convert.reading.softmax import Floats, Softmax
 from convert.reading.source import Source
-from convert.recipe import Plan
 from olmo3_mlx.quantization import Quantization
 
-CANDIDATES = tuple(Quantization(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
+_STATES_BYTES = 2**31  # of the hidden states between all blocks
+_SEQUENCES = 16  # looked at, at most
+_LENGTH = 256  # tokens of each, at most
 
-# The share of a layer's cost that calibration leaves, measured on the two small checkpoints, each kind
-# of layer alone; those of embedding and head beside the blocks' on other texts.
-_GAINS = {
-    "q_proj": 0.55,
-    "k_proj": 0.57,
-    "v_proj": 0.43,
-    "o_proj": 0.47,
-    "gate_proj": 0.65,
-    "up_proj": 0.64,
-    "down_proj": 0.68,
-    "embed_tokens": 0.45,
-    "lm_head": 0.75,
-}
-_SAMPLED_ROWS = 256
-_STATES_BYTES = 2**31  # of the hidden states of all models but one layer
-_LAYERS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-Option = tuple[float, float, Quantization]  # the bits that a weight takes, the cost, and the scheme
+# An error in these moves what other positions get too, so that it is followed to the outputs of attention.
+_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OUT = "self_attn.o_proj"
 
 
 def choose(
@@ -58,242 +38,128 @@ def choose(
     target_bpw: float,
     candidates: Sequence[Quantization] = CANDIDATES,
     *,
+    kinds: Sequence[str] | None = None,
     dtype: mx.Dtype | None = None,
     measured: Mapping[str, float] | None = None,
     keep: Callable[[Mapping[str, float]], None] = untold,
     stage: Stage = untold,
     progress: Progress | None = None,
 ) -> dict[str, Quantization]:
-    """Choose a scheme for each layer, by its path, so that a weight takes at most `target_bpw` bits in all,
-    norms and unquantized layers included, or as few as possible.
+    """Choose a scheme for each layer as `allocate` does, by costs measured on some of tokens [N, L], of which
+    the first are to be a fair mix; `kinds` are the kinds of text of the N sequences.
 
-    Scales and what is not quantized are in `dtype`, by default the source's. Costs are measured on `tokens`
-    [N, L], on as many of them as memory allows; the result is a function of the arguments alone. Layers whose
-    inputs no group size divides are left out. `measured` are costs of an earlier run, new ones are given to
-    `keep`. `stage` is told what it is at, `progress` how far.
+    The result is a function of the arguments alone. `measured` are costs of an earlier run, new ones are
+    given to `keep`. `stage` is told what it is at, `progress` how far.
     """
     if measured is None:
-        each = len(_LAYERS) * source.config.num_hidden_layers * 4 * source.config.hidden_size
-        many = _STATES_BYTES // each
-        some = tokens[: max(1, many // tokens.shape[1]), : max(2, many)]
-        keep(measured := costs(source, some, stage, progress))
+        keep(measured := costs(source, tokens, kinds, stage, progress))
     stage("weighing bits against each other")
     return allocate(source, measured, target_bpw, candidates, dtype=dtype, progress=progress)
 
 
-def extremes(source: Source, candidates: Sequence[Quantization] = CANDIDATES) -> tuple[Plan, Plan]:
-    """The plans that take the fewest and the most bits of all that `choose` may give."""
-    least, most = {}, {}
-    for name, tensor in source.tensors.items():
-        fitting = [scheme for scheme in candidates if tensor.shape[-1] % scheme.group_size == 0]
-        if len(tensor.shape) == 2 and fitting:
-            path = name.removesuffix(".weight")
-            least[path] = min(fitting, key=lambda scheme: (scheme.bits, -scheme.group_size))
-            most[path] = max(fitting, key=lambda scheme: (scheme.bits, -scheme.group_size))
-    return Plan(least), Plan(most)
-
-
-def allocate(
-    source: Source,
-    measured: Mapping[str, float],
-    target_bpw: float,
-    candidates: Sequence[Quantization] = CANDIDATES,
-    *,
-    dtype: mx.Dtype | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Quantization]:
-    """The same as `choose`, from costs that were `measured` before: path -> KL at 4 bits. `progress` counts
-    layers.
-    """
-    hulls, count = {}, Count(len(measured), progress)
-    for path, cost in measured.items():
-        hulls[path] = _hull(_options(source, path, cost, candidates, dtype))
-        count(1)
-    hulls = {path: hull for path, hull in hulls.items() if hull}
-    sizes = {name.removesuffix(".weight"): prod(tensor.shape) for name, tensor in source.tensors.items()}
-    rest = sum(
-        (dtype or tensor.dtype).size * 8 * sizes[name.removesuffix(".weight")]
-        for name, tensor in source.tensors.items()
-        if name.removesuffix(".weight") not in hulls
-    )
-    budget = target_bpw * sum(sizes.values()) - rest
-    large = [path for path in (EMBEDDING, HEAD) if path in hulls]
-    plans = [
-        _walk({**hulls, **dict(zip(large, ([option] for option in fixed), strict=True))}, sizes, budget)
-        for fixed in product(*(hulls[path] for path in large))
-    ]
-    fitting = [plan for plan in plans if _bits(plan, sizes) <= budget]
-    best = min(fitting, key=_cost) if fitting else min(plans, key=lambda plan: _bits(plan, sizes))
-    return {path: scheme for path, (_, _, scheme) in best.items()}
-
-
-def _walk(
-    hulls: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], budget: float
-) -> dict[str, Option]:
-    """Give each layer its fewest bits, then take the steps along the hulls that gain most a bit, while they
-    fit.
-    """
-    chosen = dict.fromkeys(hulls, 0)
-    left = budget - sum(sizes[path] * hull[0][0] for path, hull in hulls.items())
-    steps = [
-        (_slope(a, b) / sizes[path], path, i, sizes[path] * (b[0] - a[0]))
-        for path, hull in hulls.items()
-        for i, (a, b) in enumerate(pairwise(hull))
-    ]
-    for _, path, i, price in sorted(steps):
-        if chosen[path] == i and price <= left:
-            chosen[path] = i + 1
-            left -= price
-    return {path: hulls[path][i] for path, i in chosen.items()}
-
-
-def _bits(plan: Mapping[str, Option], sizes: Mapping[str, int]) -> float:
-    return sum(sizes[path] * option[0] for path, option in plan.items())
-
-
-def _cost(plan: Mapping[str, Option]) -> float:
-    return sum(cost for _, cost, _ in plan.values())
-
-
 def costs(
-    source: Source, tokens: mx.array, stage: Stage = untold, progress: Progress | None = None
+    source: Source,
+    tokens: mx.array,
+    kinds: Sequence[str] | None = None,
+    stage: Stage = untold,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
-    """The KL divergence (nats a token) on tokens [N, L] of rounding each layer, by path, alone to 4 bits.
+    """The share of each layer, by path, in what rounding every layer alone to 4 bits costs, on the first
+    sequences of tokens [N, L]: as many as memory allows. `kinds` are the kinds of text of the N sequences;
+    the shares are the mean over them.
 
-    `stage` is told which layer is rounded, `progress` through how many weights hidden states went, those of
-    each model with a rounded layer for itself.
+    `stage` is told what it is at, `progress` how many weights states and gradients went through.
     """
     layers = Layers(source)
-    stage("choosing bits, embedding")
-    count = Count(_work(source), progress)
-    # "" is the original
-    states = {"": split(layers.embed(tokens)), EMBEDDING: split(_embedded(source, tokens))}
-    for index in range(layers.count):
-        stage(f"choosing bits, layer {index + 1} of {layers.count}")
-        block = layers.block(index)
-        size = _block_weights(source, index)
-        hidden = states[""]
-        for path, state in states.items():
-            states[path] = run(block, state)
-            count(size)
-        for name in _LAYERS:
-            weight = layers.weight(f"model.layers.{index}.{name}.weight")
-            block.load_weights([(f"{name}.weight", _at_four_bits(weight))], strict=False)
-            states[f"model.layers.{index}.{name}"] = run(block, hidden)
-            block.load_weights([(f"{name}.weight", weight)], strict=False)
-            count(size)
+    text = tokens[:, :_LENGTH]
+    state = 4 * source.config.hidden_size * text.shape[1] * (layers.count + 1)
+    text = text[: max(1, min(_STATES_BYTES // state, _SEQUENCES))]
+    stage("choosing bits, reading the text")
+    blocks = sum(map(layers.block_weights, range(layers.count)))
+    count = Count(3 * blocks + 4 * prod(layers.head.shape), progress)
+    states = states_between(layers, text, count)
     stage("choosing bits, head")
-    measured = _divergences(layers, states, count)
+    found = {EMBEDDING: np.zeros(len(text)), HEAD: _head_costs(layers, states[-1], count)}
+    gradients = last_gradients(layers, states.pop(), count)
+    for index in reversed(range(layers.count)):
+        stage(f"choosing bits, layer {index + 1} of {layers.count}")
+        gradients, block = _block_costs(layers, index, states.pop(), gradients, count)
+        found |= block
+    hidden = layers.embed(text)
+    rounded = at_four_bits(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
+    embedding = zip(split(rounded - hidden), gradients, strict=True)
+    found[EMBEDDING] = np.array([_cost(error[0], gradient[0]) for error, gradient in embedding])
+    if layers.config.tie_word_embeddings:
+        found[EMBEDDING] = found[EMBEDDING] + found.pop(HEAD)
     count.end()
-    return measured
+    return _shares(found, list(kinds or ())[: len(text)])
 
 
-def _work(source: Source) -> int:
-    """The weights that `costs` sends hidden states through, all in all."""
-    blocks = range(source.config.num_hidden_layers)
-    many = 2  # the original, and the one with a rounded embedding
-    through = 0
-    for index in blocks:
-        many += len(_LAYERS)
-        through += many * _block_weights(source, index)
-    return through + (many + 1) * prod(Layers(source).head.shape)  # a rounded head, and the original twice
+def _block_costs(
+    layers: Layers, index: int, states: States, gradients: States, count: Count
+) -> tuple[States, dict[str, Floats]]:
+    """Go back through a block: the gradients before it, and its layers' costs on each sequence, by path."""
+    block, before, each = layers.block(index), [], []
+    for state, gradient in zip(states, gradients, strict=True):
+        after, at = back_by_layer(block, state, gradient)
+        before.append(after)
+        each.append(at)
+    count(layers.block_weights(index))
+    found = {}
+    for name in LAYERS:
+        path = f"model.layers.{index}.{name}"
+        weight = layers.weight(f"{path}.weight")
+        rounded = at_four_bits(weight)
+        if name in _ATTENDING:
+            block.load_weights([(f"{name}.weight", rounded)], strict=False)
+            errors = [block.self_attn(x, None) - at[_OUT].outputs for x, at in zip(states, each, strict=True)]
+            block.load_weights([(f"{name}.weight", weight)], strict=False)
+            slopes = [at[_OUT].gradient for at in each]
+        else:
+            errors = [at[name].inputs @ (rounded - weight).T for at in each]
+            slopes = [at[name].gradient for at in each]
+        found[path] = np.array([_cost(e, slope) for e, slope in zip(errors, slopes, strict=True)])
+        count(weight.size)
+    return before, found
 
 
-def _block_weights(source: Source, index: int) -> int:
-    start = f"model.layers.{index}."
-    return sum(prod(tensor.shape) for name, tensor in source.tensors.items() if name.startswith(start))
+def _cost(error: mx.array, gradient: mx.array) -> float:
+    """The mean KL divergence that an error in vectors [L, n] adds, in nats a token."""
+    return float(mx.square((error * gradient).sum(-1)).mean().item()) / 2  # type: ignore[arg-type]
 
 
-def _divergences(layers: Layers, states: dict[str, States], count: Count) -> dict[str, float]:
-    """The mean KL divergence of each path's states from the original's, "", after the head; and that of a
-    rounded head.
+def _head_costs(layers: Layers, hidden: States, count: Count) -> Floats:
+    """The mean KL divergence on each sequence if the head is rounded, from the states behind the last block.
 
     KL(p || q) = sum p (log p - log q) needs the normalizer of q and the mean of its logits under p. Both add
-    up over pieces of the vocabulary, so that the head is read twice, whatever the number of states. `count`
-    is told through how many of its weights they went.
+    up over pieces of the vocabulary.
     """
-    headed = EMBEDDING if layers.config.tie_word_embeddings else HEAD
-    normed = {}
-    for path in list(states):  # one by one, so that they are not held twice
-        normed[path] = layers.final_norm(mx.concatenate(states.pop(path), axis=1)[0])
-        mx.eval(normed[path])
-    original = normed[""]
-    softmax = Softmax(len(original))
+    normed = layers.final_norm(mx.concatenate(hidden, axis=1)[0])
+    ours, theirs = Softmax(len(normed)), Softmax(len(normed))
     for rows in layers.head_pieces():
-        softmax.add_logits(original @ rows.T)
+        ours.add_logits(normed @ rows.T)
+        theirs.add_logits(normed @ at_four_bits(rows).T)
         count(rows.size)
-    normalizer = softmax.normalizer
-    paths = [path for path in normed if path not in ("", headed)] + [headed]
-    expected = {path: mx.zeros(len(original)) for path in ("", *paths)}
-    softmaxes = {path: Softmax(len(original)) for path in paths}
+    apart = mx.zeros(len(normed))  # the mean, under p, of how much larger p's logits are
     for rows in layers.head_pieces():
-        logits = original @ rows.T
-        chance = mx.exp(logits - normalizer[:, None])
-        expected[""] += (chance * logits).sum(-1)
-        changed = _at_four_bits(rows)
-        for path in paths:
-            theirs = normed.get(path, original) @ (changed if path == headed else rows).T
-            expected[path] += (chance * theirs).sum(-1)
-            softmaxes[path].add_logits(theirs)
-            mx.eval(expected[path])
-            count(rows.size)
-    own = expected[""] - normalizer
-    each = {path: own - expected[path] + softmaxes[path].normalizer for path in paths}
-    return {path: float(kl.mean().item()) for path, kl in each.items()}  # type: ignore[arg-type]
+        logits = normed @ rows.T
+        apart += (mx.exp(logits - ours.normalizer[:, None]) * (logits - normed @ at_four_bits(rows).T)).sum(
+            -1
+        )
+        mx.eval(apart)
+        count(rows.size)
+    each = np.array(apart, np.float64) - ours.log_total + theirs.log_total
+    means: Floats = each.reshape(len(hidden), -1).mean(-1)
+    return means
 
 
-def _options(
-    source: Source, path: str, cost: float, candidates: Sequence[Quantization], dtype: mx.Dtype | None
-) -> list[Option]:
-    """The options of the layer at `path`; costs after calibration are guessed from squared errors."""
-    tensor = source.tensors[f"{path}.weight"]
-    rows, width = tensor.shape
-    fitting = [scheme for scheme in candidates if width % scheme.group_size == 0]
-    if not fitting:
-        return []
-    step = max(1, rows // _SAMPLED_ROWS)
-    sample = mx.concatenate([tensor.rows(i, i + 1).astype(mx.float32) for i in range(0, rows, step)])
-    at_four_bits = _error(sample, _probe(width)) or 1.0
-    gain = _GAINS[path.rpartition(".")[2]]
-    scale = (dtype or tensor.dtype).size * 8 * 2  # bits of a scale and a bias
-    return [
-        (scheme.bits + scale / scheme.group_size, gain * cost * _error(sample, scheme) / at_four_bits, scheme)
-        for scheme in fitting
-    ]
-
-
-def _hull(options: Sequence[Option]) -> list[Option]:
-    """The lower convex hull of options: ever more bits, ever less gained by each."""
-    hull: list[Option] = []
-    for option in sorted(options, key=lambda o: o[:2]):
-        if hull and option[1] >= hull[-1][1]:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], option) <= _slope(hull[-2], hull[-1]):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _slope(a: Option, b: Option) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _probe(width: int) -> Quantization:
-    """The scheme by which a layer with `width` inputs is measured; it has 1 group if none of MLX's fits."""
-    return Quantization(4, next((g for g in (64, 32) if width % g == 0), width))
-
-
-def _error(weight: mx.array, scheme: Quantization) -> float:
-    rounded = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()
-    return float(mx.square(rounded - weight).mean().item())  # type: ignore[arg-type]
-
-
-def _at_four_bits(weight: mx.array) -> mx.array:
-    width = weight.shape[1]
-    return searched(weight, mx.ones(width), _probe(width), mx.bfloat16).dense()
-
-
-def _embedded(source: Source, tokens: mx.array) -> mx.array:
-    """The hidden states that a rounded embedding gives for tokens."""
-    hidden = Layers(source).embed(tokens)
-    return _at_four_bits(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
+def _shares(found: Mapping[str, Floats], kinds: Sequence[str]) -> dict[str, float]:
+    """Each layer's share of all costs, by path, as the mean over kinds of text, from costs by sequence."""
+    of_kind = np.array(kinds or [""] * len(next(iter(found.values()))))
+    shares = dict.fromkeys(found, 0.0)
+    for kind in sorted(set(of_kind.tolist())):
+        costs_of_kind = {path: float(each[of_kind == kind].mean()) for path, each in found.items()}
+        whole = sum(costs_of_kind.values()) or 1.0
+        for path, cost in costs_of_kind.items():
+            shares[path] += cost / whole / len(set(of_kind.tolist()))
+    return shares

@@ -12,6 +12,7 @@ embedding and of the head that are read at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -57,6 +58,11 @@ class Layers:
         names = dict(tree_flatten(block.parameters()))
         block.load_weights([(name, self.weight(f"model.layers.{index}.{name}")) for name in names])
         return block
+
+    def block_weights(self, index: int) -> int:
+        """The number of weights in block `index`."""
+        start = f"model.layers.{index}."
+        return sum(prod(tensor.shape) for name, tensor in self._tensors.items() if name.startswith(start))
 
     def weight(self, name: str) -> mx.array:
         """Read a whole tensor, by its name in the checkpoint."""
