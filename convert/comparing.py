@@ -13,9 +13,10 @@ from convert.card.measure import check_comparable, context, measure
 from convert.card.method import QuantizationMethod
 from convert.card.page import CARD, FIGURES
 from convert.card.quality_card import write_card
-from convert.options import Files, check_type, files_of
+from convert.options import check_type
 from convert.progress import Progress
 from convert.reading.source import Source
+from convert.texts.given import Files, files_of
 from convert.texts.kinds import Text
 from olmo3_mlx.checkpoints.names import is_hub_id, resolve
 from olmo3_mlx.errors import CheckpointError, OptionError, Setting, TokenizerError

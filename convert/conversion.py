@@ -1,6 +1,5 @@
 """One conversion: what a source becomes, and the steps there, from reading to describing."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,14 +94,13 @@ class Conversion:
 
     def ingredients(self) -> dict[str, Any]:
         """All that the bytes of the result depend on: see convert.writer.journal."""
-        tokens = None if self.calibration is None else self.calibration.tokens
         return {
             keys.SETTINGS: dict(self.settings),
             keys.PROGRAM: _PROGRAM,
             keys.DEVICE: mx.default_device().type.name,  # they do not round alike
             keys.SOURCE: self.source.fingerprint(),
             keys.DTYPE: str(self.dtype),
-            keys.CALIBRATION: None if tokens is None else _sha256(tokens),
+            keys.CALIBRATION: None if self.calibration is None else self.calibration.sha256,
             keys.TARGET: self.target,
             keys.LAYERS: {path: [s.bits, s.group_size, s.mode] for path, s in self.plan.layers.items()},
             keys.COPIED_FILES: copied_files(self.source.folder, self.tokenizer_folder),
@@ -237,7 +235,3 @@ def _chats(folder: Path) -> bool:
     except Olmo3Error:  # or no tokenizer: no fault of the conversion
         return False
     return True
-
-
-def _sha256(tokens: mx.array) -> str:
-    return hashlib.sha256(memoryview(tokens)).hexdigest()  # type: ignore[arg-type]

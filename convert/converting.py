@@ -98,7 +98,9 @@ def convert(
     at the same size. `target_bpw` does so for that many bits per weight in all, instead of `bits`,
     `target_gb` for at most so many GB (10^9 bytes). With a recipe its plan is calibrated as it is. Of
     several files each is read as much, as far as it has; a .jsonl file holds conversations, one a line,
-    {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template.
+    {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template. "self"
+    among them is what the model writes itself: conversations by its template, or without one whatever it
+    goes on with; True includes it where there is a template. (A file of that name is ./self.)
 
     `save_recipe` is a new file, to which the bits of each layer are written as soon as they are known: a
     recipe for checkpoints of the same model, which share them. So is the folder of any quantized checkpoint.
@@ -115,6 +117,8 @@ def convert(
     counts within the stage, from its beginning to its end, never back:
 
         reading the weights                    weights that were read
+        loading the original                   weights that were read, for "self"
+        sampling from the original, 16,384 tokens, about 3 min    tokens
         choosing bits, layer 3 of 32           weights that hidden states went through
         weighing bits against each other       layers
         checking what is there                 bytes that were written before and read back
@@ -124,7 +128,7 @@ def convert(
         measuring                              weights of source and result
         uploading                              nothing
 
-    The first three and `calibrating` are there with `calibrate` or a target only; `choosing bits` and
+    The first five and `calibrating` are there with `calibrate` or a target only; `choosing bits` and
     `calibrating` say behind another comma how long the stage will still take, once its first layer is done
     and where that is minutes: "calibrating, layer 3 of 32, about 12 min left". `notice(error)` is
     told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read.
@@ -149,7 +153,7 @@ def convert(
             conversion = prepare(original, options)
             talks = check_tokenizer(conversion, notice)
             texts, no_card = evaluation_texts(conversion, options)
-        conversion = _planned(conversion, options, folder=folder, stage=stage, progress=progress)
+        conversion = _planned(conversion, options, folder, notice, stage=stage, progress=progress)
         if recipe_file is not None:
             save(recipe_file, conversion.recipe())
         conversion.write(folder, progress, stage)
@@ -191,14 +195,20 @@ def _recipe_file(options: ConvertOptions, dest: Path) -> Path | None:
 
 
 def _planned(
-    rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage, progress: Progress
+    rounding: Conversion,
+    options: ConvertOptions,
+    folder: Path,
+    notice: Notice,
+    *,
+    stage: Stage,
+    progress: Progress,
 ) -> Conversion:
     """The conversion with the plan that it goes by, which takes long where bits are chosen."""
     if not options.calibrates:
         return rounding
     if options.target is None:  # the size is known before
         rounding.check_room(folder)
-    return calibrating(rounding, options, folder=folder, stage=stage, progress=progress)
+    return calibrating(rounding, options, folder, notice, stage=stage, progress=progress)
 
 
 def _measured(

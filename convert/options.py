@@ -1,6 +1,6 @@
 """The options of a conversion, parsed and checked before any work."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import EllipsisType, NoneType
@@ -10,13 +10,12 @@ import mlx.core as mx
 
 from convert.recipe import Recipe, named, recipe_conflict, uniform
 from convert.target import OPTIONS, Target, asked_for
+from convert.texts.given import ITSELF, Files, files_of, given
 from convert.writer.upload import check_repository_name
 from olmo3_mlx.checkpoints.weights import dtype_named
 from olmo3_mlx.errors import OptionError, Setting
 from olmo3_mlx.option_checks import check_keywords
 from olmo3_mlx.quantization import Quantization
-
-Files = str | Path | Sequence[str | Path]  # one text file or several
 
 
 class ConvertKeywords(TypedDict, total=False):
@@ -51,7 +50,7 @@ class ConvertOptions:
     recipe      which layers get how many bits: one of RECIPES, a TOML file or a quantized checkpoint's
                 folder (see convert.recipe)
     dtype       casts what is not quantized, and the scales
-    calibrate   True, a text file or several: see `convert`
+    calibrate   True, a text file or several, "self" among them: see `convert`
     target_bpw  calibrates to so many bits per weight in all, instead of `bits`
     target_gb   the same to so many GB (10^9 bytes) at most
     save_recipe a new file to write the bits of each layer to, as a recipe
@@ -126,8 +125,14 @@ class ConvertOptions:
 
     @property
     def calibration_files(self) -> tuple[Path, ...] | None:
-        """The texts to calibrate on; None for those that come with this package."""
-        return files_of("calibrate", self.calibrate)
+        """The texts to calibrate on, less "self"; None for those that come with this package."""
+        names = given(self.calibrate)
+        return tuple(Path(name) for name in names if name != ITSELF) if names else None
+
+    @property
+    def calibrates_on_itself(self) -> bool:
+        """Whether it is asked for that the model writes text to calibrate on, alone or beside files."""
+        return ITSELF in given(self.calibrate)
 
     @property
     def text_files(self) -> tuple[Path, ...] | None:
@@ -149,8 +154,7 @@ class ConvertOptions:
             settings["bits"] = uniform(mode=self.mode).bits if self.bits is ... else self.bits
             settings["group_size"] = self.group_size
             settings["mode"] = self.mode if self.mode != "affine" else None
-        files = self.calibration_files
-        settings["calibrate"] = (self.calibrate or None) if files is None else " ".join(map(str, files))
+        settings["calibrate"] = " ".join(map(str, given(self.calibrate))) or self.calibrate or None
         settings["dtype"] = self.dtype and str(self.dtype).rpartition(".")[2]
         settings["tokenizer"] = self.tokenizer
         return {
@@ -223,6 +227,11 @@ class ConvertOptions:
         """Raise OptionError for what calibration cannot do. The layers of a recipe are checked when they are
         known.
         """
+        if given(self.calibrate).count(ITSELF) > 1:
+            raise OptionError(
+                Setting("calibrate"),
+                f' has "{ITSELF}" twice: name it once (a file of that name is ./{ITSELF})',
+            )
         if self.calibrates and not self.keep:
             raise OptionError(
                 "calibration reads the original more than once: leave out ", Setting("keep", False)
@@ -253,22 +262,6 @@ def check_type(name: str, value: object, types: tuple[type, ...], expected: str)
     """Raise OptionError for a value of another type than an option takes; True and False are no numbers."""
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise OptionError(Setting(name), f" must be {expected}, not {value!r}")
-
-
-def files_of(name: str, value: object, expected: str = "a text file or several") -> tuple[Path, ...] | None:
-    """The files that an option's value names; None if it is None, True or False. Raises OptionError for what
-    names none.
-    """
-    if value is None or isinstance(value, bool):
-        return None
-    files = [value] if isinstance(value, str | Path) else value
-    if not (
-        isinstance(files, list | tuple)
-        and files
-        and all(isinstance(f, str | Path) and f != "" for f in files)
-    ):
-        raise OptionError(Setting(name), f" must be {expected}, not {value!r}")
-    return tuple(map(Path, files))
 
 
 def _listed(*names: str) -> Iterator[str | Setting]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from convert.calibration.allocation import extremes
 from convert.calibration.memory import check_memory
 from convert.calibration.sensitivity import choose
-from convert.calibration.text import CalibrationText
+from convert.calibration_texts import texts_to_calibrate_on
 from convert.card.evaluation import EvaluationTexts, texts_to_measure_on
 from convert.conversion import Conversion
 from convert.options import ConvertOptions, check_affine
@@ -83,29 +83,38 @@ def check_tokenizer(conversion: Conversion, notice: Notice) -> bool:
 
 
 def calibrating(
-    rounding: Conversion, options: ConvertOptions, *, folder: Path, stage: Stage, progress: Progress
+    rounding: Conversion,
+    options: ConvertOptions,
+    folder: Path,
+    notice: Notice,
+    *,
+    stage: Stage,
+    progress: Progress,
 ) -> Conversion:
     """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
     which takes long. It is begun in `folder`'s journal first; where it was begun there before, its plan is
     taken, or what was measured to choose one.
 
-    `stage` and `progress` are told what takes time. Raises ConvertError for a target that the source cannot
-    reach, and for another conversion that was begun in `folder`; OptionError and PromptError for texts to
-    calibrate on; MemoryFitError; CheckpointError for weights that are not finite.
+    `stage` and `progress` are told what takes time, `notice` if the model cannot write text to calibrate on
+    that nobody asked for. Raises ConvertError for a target that the source cannot reach, and for another
+    conversion that was begun in `folder`; OptionError and PromptError for texts to calibrate on;
+    MemoryFitError; CheckpointError for weights that are not finite.
     """
     source = rounding.source
     check_affine(rounding.plan.layers.values())
     if options.target is not None:
         options.target.check_reach(*(replace(rounding, plan=plan).size for plan in extremes(source)))
     with reading(rounding.tokenizer_folder):
-        text = CalibrationText.read(options.calibration_files, rounding.tokenizer_folder, source.config)
-    check_memory(source.config, text.tokens.size)
+        texts = texts_to_calibrate_on(rounding, options, notice)
+    check_memory(source.config, texts.planned.tokens.size)
     target = _bits_per_weight(rounding, options)
-    conversion = replace(rounding, calibration=text, target=target)
+    conversion = replace(rounding, calibration=texts.planned, target=target)
     ingredients = conversion.ingredients()
     journal = Journal(folder, ingredients if target is None else {**ingredients, LAYERS: None})
     stage("reading the weights")
     check_all_finite(source, options.cast, progress)
+    text = texts.read(journal, stage, progress)
+    conversion = replace(conversion, calibration=text)
     if target is None:
         return conversion
     plan = _begun(conversion, journal)

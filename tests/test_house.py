@@ -43,9 +43,10 @@ FLOORS: dict[str, list[str]] = {
     "convert": [
         "progress remaining quantized size",
         "target",
-        "texts: kinds, conversations sequences, files, shipped",
+        "texts: kinds given, conversations sequences, files, shipped",
         "reading: ahead softmax stored native.unpickle, remote native.archive native.config, "
         "native.distcp, native.checkpoint, source, finite layers",
+        "sampling: script model, rows, loop, itself",
         "recipe",
         "saved_recipe",
         "calibration: memory metric matrix text gradients, grids moments fisher, gptq sides, calibration, "
@@ -54,6 +55,7 @@ FLOORS: dict[str, list[str]] = {
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
         "comparison, page, quality_card model_card",
         "options conversion, comparing",
+        "calibration_texts",
         "preparing",
         "converting",
         "__init__",

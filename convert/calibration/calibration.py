@@ -1,4 +1,4 @@
-"""Quantizing by calibration on a text, block after block, in memory for two blocks and the hidden states.
+"""Quantizing by calibration on texts, block after block, in memory for some layers and the hidden states.
 
     calibration = Calibration(source, plan, tokens)
     tensors = calibration.embedding()
@@ -13,26 +13,24 @@ the norm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from convert.calibration.fisher import embedding_hessian
 from convert.calibration.gptq import quantized
 from convert.calibration.metric import Metric
 from convert.calibration.moments import Moments, Pairs
-from convert.calibration.sides import Side, Sides, flat
+from convert.calibration.sides import Read, Side, Sides, flat
 from convert.progress import untold
 from convert.quantized import dequantized, part_names
-from convert.reading.layers import Layers, run, split
+from convert.reading.layers import Layers, split
 from convert.reading.source import Source
-from olmo3_mlx.model import Block
 from olmo3_mlx.quantization import Quantization
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_FROM_BLOCK = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they take what the block takes
-_ROWS_BYTES = 2**28  # of weights in float32, quantized at once
+_ROWS_BYTES = 2**27  # of weights in float32, quantized at once
 
 
 class Calibration:
@@ -79,47 +77,61 @@ class Calibration:
 
     def block(self, index: int) -> dict[str, mx.array]:
         """Quantize the layers of block `index` into their tensors; blocks come in order."""
-        original = self._layers.block(index)
-        sides = Sides(
-            Side(original, self._original), Side(self._block_as_written(index, original), self._hidden)
-        )
-        tensors = self._step(index, sides, _FROM_BLOCK, sides.states)
+        tensors: dict[str, mx.array] = {}
+        sides = self._sides(index, partial(self._written, index, tensors))
+        step, path = partial(self._step, index, tensors), f"model.layers.{index}"
+        step(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), sides.states)
         sides.attend()
-        tensors |= self._step(index, sides, ("self_attn.o_proj",), sides.attended)
+        out = self._layers.weight(f"{path}.self_attn.o_proj.weight")
+        step(("self_attn.o_proj",), partial(sides.attended, out))
         sides.add_attention()
-        tensors |= self._step(index, sides, ("mlp.gate_proj", "mlp.up_proj"), sides.states)
-        tensors |= self._step(index, sides, ("mlp.down_proj",), sides.activated, few_rows=True)
+        step(("mlp.gate_proj", "mlp.up_proj"), sides.states)
+        down = self._layers.weight(f"{path}.mlp.down_proj.weight")
+        step(("mlp.down_proj",), partial(sides.activated, down), {f"{path}.mlp.down_proj": down})
         sides.add_feed_forward()
         return tensors
+
+    def skip(self, index: int, result: Layers) -> None:
+        """Go past block `index`, which was quantized before and is in `result`."""
+        sides = self._sides(index, lambda name: result.weight(f"model.layers.{index}.{name}"))
+        sides.attend()
+        sides.add_attention()
+        sides.add_feed_forward()
+
+    def _sides(self, index: int, written: Read) -> Sides:
+        """Block `index` of both models; `written` reads the weights of the quantized one."""
+        config = self._source.config
+        original = Side(
+            config, index, lambda name: self._layers.weight(f"model.layers.{index}.{name}"), self._original
+        )
+        return Sides(original, Side(config, index, written, self._hidden), config.rms_norm_eps)
+
+    def _written(self, index: int, tensors: Mapping[str, mx.array], name: str) -> mx.array:
+        """The weight `name` of block `index` as the result has it: from `tensors` if it is quantized; if not,
+        rounded as there: a run that goes on reads it from there.
+        """
+        path = f"model.layers.{index}.{name.removesuffix('.weight')}"
+        if path in self._plan:
+            return _dense(tensors, path, self._plan[path])
+        return self._as_written(f"{path}.weight", self._layers.weight(f"{path}.weight"))
 
     def _step(
         self,
         index: int,
-        sides: Sides,
+        tensors: dict[str, mx.array],
         names: Sequence[str],
         inputs: Callable[[], Pairs],
-        *,
-        few_rows: bool = False,
-    ) -> dict[str, mx.array]:
-        """Quantize layers of block `index` that share `inputs`, and put them into its written side. Where
-        they have `few_rows`, less is kept of how inputs drift.
+        weights: Mapping[str, mx.array] | None = None,
+    ) -> None:
+        """Quantize layers of block `index` that share `inputs` into their tensors. With their `weights`, by
+        path, less is kept of how inputs drift, if these have few rows.
         """
-        named = {name: f"model.layers.{index}.{name}" for name in names}
-        planned = {name: path for name, path in named.items() if path in self._plan}
-        if not planned:
-            return {}
-        paths = list(planned.values())
-        weights = {path: self._layers.weight(f"{path}.weight") for path in paths} if few_rows else None
-        tensors = self._quantized(paths, Moments.of(inputs(), weights))
-        sides.written.load({name: _dense(tensors, path, self._plan[path]) for name, path in planned.items()})
+        paths = [path for name in names if (path := f"model.layers.{index}.{name}") in self._plan]
+        if not paths:
+            return
+        tensors.update(self._quantized(paths, Moments.of(inputs(), weights)))
         for path in paths:
             self._each(f"{path}.weight")
-        return tensors
-
-    def skip(self, index: int, block: Block) -> None:
-        """Go past block `index`, which was quantized before and dequantizes to `block`, in float32."""
-        self._original = run(self._layers.block(index), self._original)
-        self._hidden = run(block, self._hidden)
 
     def head(self) -> dict[str, mx.array]:
         """Quantize the head into its tensors; there are none if it is the embedding."""
@@ -173,18 +185,6 @@ class Calibration:
                 room -= stop - start
                 start = stop
         return [batch for batch in batches if batch]
-
-    def _block_as_written(self, index: int, original: Block) -> Block:
-        """Block `index` with the original's weights; norms and layers that are not quantized are rounded as
-        the result has them: a run that goes on reads them from there.
-        """
-        config, path = self._source.config, f"model.layers.{index}"
-        block = Block(config, config.layer_types[index])
-        weights = dict(tree_flatten(original.parameters()))
-        kept = {name for name in weights if f"{path}.{name.removesuffix('.weight')}" not in self._plan}
-        written = {name: self._as_written(f"{path}.{name}", weights[name]) for name in kept}
-        block.load_weights(list({**weights, **written}.items()))
-        return block
 
     def _as_written(self, name: str, values: mx.array) -> mx.array:
         """Round the values of tensor `name`, which is not quantized, to those that the result has."""

@@ -13,19 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from convert.progress import untold
-from convert.reading.layers import Layers, States, run, split
+from convert.reading.layers import BLOCK_LAYERS, Layers, States, run, split
 from convert.reading.softmax import Softmax
 from olmo3_mlx.model import Block
-
-LAYERS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 
 
 class AtLayer(NamedTuple):
@@ -101,7 +91,7 @@ def back_by_layer(block: Block, state: mx.array, gradient: mx.array) -> tuple[mx
         zeros = [mx.zeros_like(outputs) for _, outputs in seen]
         _, (before, *slopes) = mx.vjp(through, [state, *zeros], [gradient])
     mx.eval(before, slopes)
-    each = zip(LAYERS, seen, slopes, strict=True)
+    each = zip(BLOCK_LAYERS, seen, slopes, strict=True)
     return before, {name: AtLayer(x[0], y[0], slope[0]) for name, (x, y), slope in each}
 
 
@@ -125,7 +115,7 @@ class _Probe(nn.Module):
 @contextmanager
 def _probed(block: Block) -> Iterator[Sequence[_Probe]]:
     """Put probes in the place of the block's layers."""
-    places = [(getattr(block, name.partition(".")[0]), name.partition(".")[2]) for name in LAYERS]
+    places = [(getattr(block, name.partition(".")[0]), name.partition(".")[2]) for name in BLOCK_LAYERS]
     layers = [getattr(module, name) for module, name in places]
     probes = [_Probe(layer) for layer in layers]
     try:

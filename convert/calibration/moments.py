@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from convert.calibration.metric import Metric
 
+_ROWS = 2048  # of a sum, added to at a time
 _AIM = 0.5  # how much of earlier layers' errors a layer is to make good
 
 Pairs = Iterator[tuple[mx.array, mx.array]]  # quantized and original inputs, [tokens, n] each
@@ -29,21 +30,17 @@ class Moments:
         """Sum over pairs of inputs. With `weights`, by path, the drift is kept as their products, which is
         less where they have fewer rows than columns.
         """
-        hessian, drift = mx.array(0.0), mx.array(0.0)
+        hessian, drift = _Product(), _Product()
         drifts = {path: mx.array(0.0) for path in weights or {}}
         for given, original in pairs:
-            hessian = hessian + given.T @ given
-            mx.eval(hessian)  # by itself: each of them may have gigabytes
+            hessian.add(given, given)
             if weights is None:
-                drift = drift + (original - given).T @ given
-                mx.eval(drift)
+                drift.add(original - given, given)
             for path, weight in (weights or {}).items():
                 drifts[path] = drifts[path] + ((original - given) @ weight.T).T @ given
                 mx.eval(drifts[path])
-        summed = [hessian]
-        del hessian  # so that nothing holds it while it is factored
-        metric = Metric.of(summed.pop())
-        return cls(metric, drift) if weights is None else cls(metric, drifts=drifts)
+        metric = Metric.of(hessian.taken())
+        return cls(metric, drift.taken()) if weights is None else cls(metric, drifts=drifts)
 
     def aimed(self, path: str, rows: slice, weight: mx.array) -> mx.array:
         """Move some rows of the weights at `path`, [rows, n], so that their outputs on the quantized model's
@@ -58,3 +55,30 @@ class Moments:
         aimed = weight + _AIM * self.metric.inverse(error)
         mx.eval(aimed)
         return aimed
+
+
+class _Product:
+    """The sum of a^T b over pairs of a and b, [tokens, n] each: [n, n]. It has gigabytes for wide layers, so
+    that it is summed some rows at a time.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[mx.array] = []
+
+    def add(self, a: mx.array, b: mx.array) -> None:
+        """Add a^T b."""
+        mx.eval(a, b)
+        for place, start in enumerate(range(0, a.shape[-1], _ROWS)):
+            more = a[:, start : start + _ROWS].T @ b
+            if place == len(self._rows):
+                self._rows.append(more)
+            else:
+                self._rows[place] = self._rows[place] + more
+            mx.eval(self._rows[place])
+
+    def taken(self) -> mx.array:
+        """The sum; it is let go of here."""
+        rows, self._rows = self._rows, []
+        whole = mx.concatenate(rows)
+        mx.eval(whole)
+        return whole

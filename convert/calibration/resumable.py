@@ -94,6 +94,6 @@ def _steps(calibration: Calibration, source: Source, written: Layers) -> Iterato
             f"layer {index + 1} of {written.count}",
             [name for name in source.tensors if name.startswith(prefix)],
             partial(calibration.block, index),
-            lambda index=index: calibration.skip(index, written.block(index)),  # type: ignore[misc]
+            partial(calibration.skip, index, written),
         )
     yield _Step("the head", [f"{HEAD}.weight"], calibration.head, lambda: None)

@@ -16,9 +16,9 @@ import numpy as np
 
 from convert.calibration.allocation import CANDIDATES, allocate, at_four_bits
 from convert.calibration.calibration import EMBEDDING, HEAD
-from convert.calibration.gradients import LAYERS, back_by_layer, last_gradients, states_between
+from convert.calibration.gradients import back_by_layer, last_gradients, states_between
 from convert.progress import Count, Progress, Stage, untold
-from convert.reading.layers import Layers, States, split
+from convert.reading.layers import BLOCK_LAYERS, Layers, States, split
 from convert.reading.softmax import Floats, Softmax
 from convert.reading.source import Source
 from convert.remaining import Remaining
@@ -109,7 +109,7 @@ def _block_costs(
         each.append(at)
     count(layers.block_weights(index))
     found = {}
-    for name in LAYERS:
+    for name in BLOCK_LAYERS:
         path = f"model.layers.{index}.{name}"
         weight = layers.weight(f"{path}.weight")
         rounded = at_four_bits(weight)

@@ -1,60 +1,90 @@
 """A block of the original or of the quantized model, and the hidden states on their way through it.
 
 Layers are quantized in four steps, each of which needs the inputs of its layers. Attention is computed once
-for all of them, and the states that it leaves take the place of those before.
+for all of them, and the states that it leaves take the place of those before. A layer's weights are read when
+a pass needs them and let go of after it, as a 32B's feed-forward has 1.7 GB in float32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from convert.calibration.moments import Pairs
-from convert.reading.layers import States
+from convert.reading.layers import BLOCK_LAYERS, States
+from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.model import Block
+
+_FROM_BLOCK = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they take what the block takes
+_OUT, _GATE, _UP, _DOWN = "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+
+Read = Callable[[str], mx.array]  # the name of a weight in a block -> its values in float32
 
 
 class Side:
-    """`states` go into the layer that is next: into the block, then into its feed-forward, then out of it.
+    """`states` go into the layers that are next: into the block, then into its feed-forward, then out of it.
     `attended` are the inputs of o_proj in between.
     """
 
-    def __init__(self, block: Block, states: States) -> None:
-        self.block, self.states = block, states
+    def __init__(self, config: Olmo3Config, index: int, read: Read, states: States) -> None:
+        """Block `index`, whose weights are read by `read`."""
+        self._block = Block(config, config.layer_types[index])
+        self._read = read
+        self.states = states
         self.attended: States = []
-
-    def load(self, weights: Mapping[str, mx.array]) -> None:
-        """Put weights into layers of the block, by their names in it."""
-        self.block.load_weights(
-            [(f"{name}.weight", weight) for name, weight in weights.items()], strict=False
-        )
-        mx.eval(self.block.parameters())
+        names = list(dict(tree_flatten(self._block.parameters())))
+        norms = [name for name in names if name.removesuffix(".weight") not in BLOCK_LAYERS]
+        self._block.load_weights([(name, read(name)) for name in norms], strict=False)
+        self._let_go_of(BLOCK_LAYERS)
 
     def attend(self) -> None:
         """Compute the inputs of o_proj, once queries, keys and values are what they will be."""
-        with _without(self.block.self_attn, "o_proj"):
-            self.attended = _evaluated(self.block.self_attn(x, None) for x in self.states)
+        with self._reading(*_FROM_BLOCK), _without(self._block.self_attn, "o_proj"):
+            self.attended = []
+            for state in self.states:
+                self.attended.append(self._block.self_attn(state, None))
+                mx.eval(self.attended[-1])
 
     def add_attention(self) -> None:
         """Go past o_proj and its norm, to the inputs of the feed-forward."""
-        o_proj, norm = self.block.self_attn.o_proj, self.block.post_attention_layernorm
-        for i, attended in enumerate(self.attended):
-            self.states[i] = self.states[i] + norm(o_proj(attended))
-            mx.eval(self.states[i])
+        norm = self._block.post_attention_layernorm
+        with self._reading(_OUT):
+            for i, attended in enumerate(self.attended):
+                self.states[i] = self.states[i] + norm(self._block.self_attn.o_proj(attended))
+                mx.eval(self.states[i])
         self.attended = []
 
-    def activated(self, index: int) -> mx.array:
-        """The input of down_proj for one of the sequences, lazily."""
-        with _without(self.block.mlp, "down_proj"):
-            out: mx.array = self.block.mlp(self.states[index])
-        return out
+    def activated(self) -> Iterator[mx.array]:
+        """The inputs of down_proj, one sequence after another, lazily."""
+        with self._reading(_GATE, _UP), _without(self._block.mlp, "down_proj"):
+            for state in self.states:
+                yield self._block.mlp(state)
 
     def add_feed_forward(self) -> None:
         """Go past the feed-forward, out of the block."""
-        for i, x in enumerate(self.states):
-            self.states[i] = x + self.block.post_feedforward_layernorm(self.block.mlp(x))
-            mx.eval(self.states[i])
+        norm = self._block.post_feedforward_layernorm
+        with self._reading(_GATE, _UP, _DOWN):
+            for i, state in enumerate(self.states):
+                self.states[i] = state + norm(self._block.mlp(state))
+                mx.eval(self.states[i])
+
+    @contextmanager
+    def _reading(self, *names: str) -> Iterator[None]:
+        weights = [(f"{name}.weight", self._read(f"{name}.weight")) for name in names]
+        mx.eval([weight for _, weight in weights])
+        self._block.load_weights(weights, strict=False)
+        del weights
+        try:
+            yield
+        finally:
+            self._let_go_of(names)
+
+    def _let_go_of(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            module, _, layer = name.partition(".")
+            getattr(getattr(self._block, module), layer).weight = mx.zeros((0,))
 
 
 class Sides:
@@ -62,61 +92,50 @@ class Sides:
     sequence at a time.
     """
 
-    def __init__(self, original: Side, written: Side) -> None:
-        self.original, self.written = original, written
+    def __init__(self, original: Side, written: Side, eps: float) -> None:
+        """`eps` is that of the norms."""
+        self._original, self._written, self._eps = original, written, eps
 
     def states(self) -> Pairs:
         """The states, as layers take them that no norm follows, or one over queries or keys alone."""
-        for x, y in zip(self.written.states, self.original.states, strict=True):
+        for x, y in zip(self._written.states, self._original.states, strict=True):
             yield flat(x), flat(y)
 
-    def attended(self) -> Pairs:
-        """The inputs of o_proj."""
-        weight = self.original.block.self_attn.o_proj.weight
-        for x, y in zip(self.written.attended, self.original.attended, strict=True):
+    def attended(self, weight: mx.array) -> Pairs:
+        """The inputs of o_proj, whose original weight this is."""
+        for x, y in zip(self._written.attended, self._original.attended, strict=True):
             yield self._normed(weight, flat(x), flat(y))
 
-    def activated(self) -> Pairs:
-        """The inputs of down_proj."""
-        weight = self.original.block.mlp.down_proj.weight
-        for i in range(len(self.written.states)):
-            yield self._normed(weight, flat(self.written.activated(i)), flat(self.original.activated(i)))
+    def activated(self, weight: mx.array) -> Pairs:
+        """The inputs of down_proj, whose original weight this is."""
+        for x, y in zip(self._written.activated(), self._original.activated(), strict=True):
+            yield self._normed(weight, flat(x), flat(y))
 
     def attend(self) -> None:
         """Compute the inputs of o_proj."""
-        for side in (self.original, self.written):
+        for side in (self._original, self._written):
             side.attend()
 
     def add_attention(self) -> None:
         """Go past o_proj and its norm."""
-        for side in (self.original, self.written):
+        for side in (self._original, self._written):
             side.add_attention()
 
     def add_feed_forward(self) -> None:
         """Go past the feed-forward, out of the block."""
-        for side in (self.original, self.written):
+        for side in (self._original, self._written):
             side.add_feed_forward()
 
     def _normed(self, weight: mx.array, given: mx.array, wanted: mx.array) -> tuple[mx.array, mx.array]:
         """Each token's inputs over the size of its original output, as the norm behind the layer has it."""
         output = wanted @ weight.T
-        eps = self.original.block.post_attention_layernorm.eps
-        size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + eps)
+        size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._eps)
         return given / size, wanted / size
 
 
 def flat(x: mx.array) -> mx.array:
     """Reshape [..., n] to [tokens, n]."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _evaluated(states: Iterator[mx.array]) -> States:
-    """The states, computed one after another, so that a block's temporaries are small."""
-    kept = []
-    for state in states:
-        mx.eval(state)
-        kept.append(state)
-    return kept
 
 
 @contextmanager

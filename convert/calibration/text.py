@@ -1,5 +1,6 @@
 """The texts that a model is calibrated on: cut into tokens, and named in the result's cards."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from convert.texts.files import read_files
-from convert.texts.kinds import CONVERSATIONS, Label, Tokenized
+from convert.texts.kinds import CONVERSATIONS, SELF, Label, Tokenized
 from convert.texts.sequences import TextRead, shared_out
 from convert.texts.shipped import calibration_texts
 from olmo3_mlx.config import Olmo3Config
@@ -19,7 +20,9 @@ from olmo3_mlx.token_ids import check_token_ids
 _TOKENS = 32768  # in sequences of _LENGTH, or what the texts have
 _LEAST_TOKENS = 8192  # that they must have
 _LENGTH = 512
-_WEIGHTS = {CONVERSATIONS: 2}  # shares of the kinds that come with this package; of others it is 1
+_WRITTEN_TOKENS = 16384  # that a model writes itself at most
+# Shares of the kinds that are read where no files are given; of others it is 1.
+_WEIGHTS = {CONVERSATIONS: 2, SELF: 2}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class CalibratedOn:
         """The texts as a part of a sentence."""
         labels = [text.label for text in self.texts]
         if len(labels) == 1:
-            which = f"{labels[0].name} (SHA-256 `{labels[0].sha256[:16]}…`)"
+            which = f"{labels[0].described} (SHA-256 `{labels[0].sha256[:16]}…`)"
         else:
             which = f"{len(labels)} texts ({', '.join(label.kind for label in labels)})"
         return f"{self.tokens:,} tokens of {which}"
@@ -70,11 +73,15 @@ class CalibratedOn:
 class CalibrationText:
     """Texts to calibrate on: their tokens [N, L], the kind of each of the N sequences, and what cards say of
     them. The kinds are mixed: any first sequences hold a fair share of each.
+
+    `sha256` tells these texts from others, in hexadecimal digits. It is that of their tokens, with zeros for
+    those that the model wrote itself, as it is known before: see TextsToRead.
     """
 
     tokens: mx.array
     kinds: tuple[str, ...]
     described: CalibratedOn
+    sha256: str
 
     @classmethod
     def read(
@@ -85,26 +92,89 @@ class CalibrationText:
         Raises OptionError for a text that cannot be read or is too short, TokenizerError, and PromptError for
         tokens outside the vocabulary.
         """
-        tokenizer = Tokenizer.from_folder(tokenizer_folder)
-        texts = calibration_texts(tokenizer) if files is None else read_files(files, tokenizer)
-        tokenized = [text.tokenized(tokenizer) for text in texts]
-        return cls.of(tokenized, config, _WEIGHTS if files is None else {})
+        return TextsToRead.of(files, Tokenizer.from_folder(tokenizer_folder), config).read()
 
     @classmethod
     def of(
-        cls, texts: Sequence[Tokenized], config: Olmo3Config, weights: Mapping[str, int]
+        cls,
+        texts: Sequence[Tokenized],
+        config: Olmo3Config,
+        weights: Mapping[str, int],
+        sha256: str | None = None,
     ) -> "CalibrationText":
         """Share out the tokens to be read among texts, for a model with this config: to each the same, or as
-        many times as much as `weights` says of its kind.
+        many times as much as `weights` says of its kind. `sha256` is by default that of the tokens.
 
         Raises OptionError for texts that are too short, and PromptError for tokens outside the vocabulary.
         """
-        length = min(_LENGTH, config.max_position_embeddings)
+        length = sequence_length(config)
         cut = shared_out(texts, length, _TOKENS // length, _LEAST_TOKENS // length, weights)
         check_token_ids(cut.tokens, config.vocab_size)
-        return cls(cut.tokens, cut.kinds, CalibratedOn(cut.texts))
+        return cls(cut.tokens, cut.kinds, CalibratedOn(cut.texts), sha256 or _sha256(cut.tokens))
+
+
+@dataclass(frozen=True)
+class TextsToRead:
+    """Texts before the model has written its own: those that are there, and how many rows it is to write.
+
+    texts    those that are there
+    config   the model's
+    weights  the shares of kinds, see CalibrationText.of
+    planned  what is going to be read, with zeros in the place of what the model writes
+    """
+
+    texts: tuple[Tokenized, ...]
+    config: Olmo3Config
+    weights: Mapping[str, int]
+    planned: CalibrationText
+
+    @classmethod
+    def of(
+        cls, files: Sequence[Path] | None, tokenizer: Tokenizer, config: Olmo3Config, *, written: bool = False
+    ) -> "TextsToRead":
+        """A user's files, or the texts that come with this package, and what the model writes if `written`.
+
+        Raises OptionError for a text that cannot be read or is too short, and PromptError for tokens outside
+        the vocabulary.
+        """
+        found = calibration_texts(tokenizer) if files is None else read_files(files, tokenizer)
+        texts = tuple(text.tokenized(tokenizer) for text in found)
+        weights = _WEIGHTS if files is None else {}
+        length = sequence_length(config)
+        # The first gets a sequence even where there are more texts than sequences.
+        place = Tokenized(Label(SELF, SELF, ""), ((0,) * (_WRITTEN_TOKENS // length * length),))
+        planned = CalibrationText.of([place, *texts] if written else texts, config, weights)
+        return cls(texts, config, weights, planned)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the model is to write; each is a sequence of `sequence_length(config)` tokens."""
+        return sum(text.sequences for text in self.planned.described.texts if not text.label.sha256)
+
+    def read(self, written: Tokenized | None = None) -> CalibrationText:
+        """Cut them, together with what the model has `written`."""
+        if written is None:
+            return self.planned
+        return CalibrationText.of([written, *self.texts], self.config, self.weights, self.planned.sha256)
+
+
+def written_by(name: str, ids: Sequence[Sequence[int]], bits: int | None) -> Tokenized:
+    """The text that the model called `name` wrote itself, rounded to so many bits if not None."""
+    rounded = "" if bits is None else f" rounded to {bits} bits, as the original did not fit"
+    about = f"sampled from the checkpoint{rounded}"
+    label = Label(SELF, f"what {name} said itself", _sha256(mx.array([list(row) for row in ids])), about)
+    return Tokenized(label, tuple(ids))
 
 
 def _read(entry: dict[str, Any]) -> TextRead:
     label = Label(*(str(entry[key]) for key in ("kind", "name", "sha256", "about")))
     return TextRead(label, int(entry["sequences"]), int(entry["length"]))
+
+
+def sequence_length(config: Olmo3Config) -> int:
+    """The tokens of a sequence, which a model with a short context cannot read whole."""
+    return min(_LENGTH, config.max_position_embeddings)
+
+
+def _sha256(tokens: mx.array) -> str:
+    return hashlib.sha256(memoryview(tokens)).hexdigest()  # type: ignore[arg-type]

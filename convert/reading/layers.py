@@ -25,6 +25,16 @@ from olmo3_mlx.token_ids import check_token_ids
 
 _ROWS_BYTES = 2**27  # of the head in float32, read at once
 
+BLOCK_LAYERS = (  # of a block, those that are linear, in the order in which states go through them
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
 States = list[mx.array]  # hidden states, one [1, L, hidden] a sequence
 
 

@@ -10,6 +10,7 @@ from olmo3_mlx.text.tokenizer import Tokenizer
 
 PROSE, DOCUMENTS, CODE, MATHEMATICS = "prose", "documents", "code", "mathematics"
 QUESTIONS, LANGUAGES, CONVERSATIONS = "questions", "languages", "conversations"
+SELF = "self"  # what the model wrote that is calibrated
 
 
 @dataclass(frozen=True)

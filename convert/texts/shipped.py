@@ -1,8 +1,9 @@
 """The texts that come with this package; convert/text/README.md says what they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from convert.texts.conversations import Conversations, parsed
 from convert.texts.files import contents
@@ -49,6 +50,12 @@ def calibration_texts(tokenizer: Tokenizer) -> tuple[Text, ...]:
 def evaluation_texts(tokenizer: Tokenizer) -> tuple[Text, ...]:
     """The texts to measure on, which share no passage with those to calibrate on."""
     return _texts("evaluation", _EVALUATION, tokenizer)
+
+
+def calibration_tools() -> tuple[Sequence[Mapping[str, Any]], ...]:
+    """The tools of each conversation to calibrate on that has any."""
+    file = _FOLDER / "calibration" / f"{CONVERSATIONS}.jsonl"
+    return tuple(c.tools for c in parsed(contents(file)[0], file.name) if c.tools)
 
 
 def _texts(folder: str, kinds: Mapping[str, str], tokenizer: Tokenizer) -> tuple[Text, ...]:

@@ -1,9 +1,10 @@
 """The record of what a conversion has done so far, so that one that was killed can go on.
 
 One file, a line of JSON each, an object whose keys say what it records: first the conversion's ingredients,
-whose layers are null until their bits are chosen; what rounding each layer costs, where bits are chosen by
-that; then every weight that was written with its tensors' checksums. A line that was cut short by a kill,
-or that records nothing known, ends what can be trusted: what lies behind it is done again.
+whose layers are null until their bits are chosen; the text that the checkpoint wrote itself, where it is
+calibrated on that; what rounding each layer costs, where bits are chosen by that; then every weight that was
+written with its tensors' checksums. A line that was cut short by a kill, or that records nothing known, ends
+what can be trusted: what lies behind it is done again.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from olmo3_mlx.durable import replace_file
 from olmo3_mlx.errors import ConvertError, Setting
@@ -39,10 +40,20 @@ _BEHIND: Mapping[str, Parts] = {
 }
 
 
+class SelfWritten(NamedTuple):
+    """Text that a checkpoint wrote itself: rows of token ids, and the bits that it was rounded to meanwhile;
+    None if it was not.
+    """
+
+    ids: list[list[int]]
+    bits: int | None
+
+
 class Journal:
     """The record in a folder. Weights are known by their names in the source, layers by their paths.
 
     ingredients  as they were begun with; their layers are None until their bits are chosen
+    written      the text that the checkpoint wrote itself, if it did
     costs        what rounding each layer costs, if that was measured
     done         the weights that are written
     """
@@ -54,6 +65,7 @@ class Journal:
         be written.
         """
         self._path = folder / NAME
+        self.written: SelfWritten | None = None
         self.costs: Mapping[str, float] | None = None
         self.done: dict[str, Sums] = {}
         self.ingredients: Ingredients = json.loads(json.dumps(ingredients))
@@ -67,6 +79,8 @@ class Journal:
             self.ingredients = earlier
         records = list(takewhile(_is_record, records))
         self.done = {record["weight"]: record["sums"] for record in records if _is_written(record)}
+        written = next((record["self"] for record in records if _is_self_written(record)), None)
+        self.written = None if written is None else SelfWritten(written["ids"], written["bits"])
         self.costs = next((record["costs"] for record in records if _is_costs(record)), None)
         # Anew, without a line that was cut short and would swallow the next.
         self._write([self.ingredients, *records])
@@ -78,6 +92,11 @@ class Journal:
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+    def record_written(self, written: SelfWritten) -> None:
+        """Record the text that the checkpoint wrote itself."""
+        self.written = written
+        self._append({"self": written._asdict()})
 
     def record_costs(self, costs: Mapping[str, float]) -> None:
         """Record what rounding each layer costs, by its path."""
@@ -157,7 +176,19 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _is_record(line: Mapping[str, Any]) -> bool:
     """Whether it records work, and not what the conversion was begun with."""
-    return _is_written(line) or _is_costs(line)
+    return _is_written(line) or _is_costs(line) or _is_self_written(line)
+
+
+def _is_self_written(record: Mapping[str, Any]) -> bool:
+    """Whether it is text that the checkpoint wrote, in the form that `record_written` gives it."""
+    written = record.get("self")
+    return (
+        isinstance(written, dict)
+        and written.keys() == {"ids", "bits"}
+        and (written["bits"] is None or type(written["bits"]) is int)
+        and isinstance(written["ids"], list)
+        and all(isinstance(row, list) and all(type(i) is int for i in row) for row in written["ids"])
+    )
 
 
 def _is_costs(record: Mapping[str, Any]) -> bool:

@@ -128,7 +128,8 @@ def _add_calibrating(group: "argparse._ArgumentGroup") -> None:
         nargs="*",
         metavar="FILE",
         help="quantize so that texts are read as the original reads them (default: some of several kinds "
-        "that come along; a .jsonl file holds conversations, one a line): slower and closer; unless a "
+        "that come along, and what a chat model itself writes; a .jsonl file holds conversations, one a "
+        "line; self is what the model writes, ./self a file): slower and closer; unless a "
         "recipe is given, layers that matter more get more bits at the same size. Write it after DEST",
     )
     group.add_argument(

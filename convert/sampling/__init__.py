@@ -1,0 +1,1 @@
+"""Text that a checkpoint writes itself, to be calibrated on: sampled from the original, rows at a time."""
