@@ -1,4 +1,4 @@
-"""The texts that a conversion is calibrated on, those included that the model writes itself."""
+"""The texts that a conversion is calibrated on: files, saved conversations, what the model writes itself."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from convert.options import ConvertOptions
 from convert.progress import Notice, Progress, Stage
 from convert.sampling.itself import Itself, is_written
 from convert.sampling.model import Form
+from convert.texts.saved import saved_conversations
 from convert.writer.journal import Journal, SelfWritten
 from olmo3_mlx.errors import Olmo3Error, OptionError
 from olmo3_mlx.text.tokenizer import Tokenizer
@@ -48,16 +49,17 @@ class Texts:
 
 def texts_to_calibrate_on(rounding: Conversion, options: ConvertOptions, notice: Notice) -> Texts:
     """The texts that `options` ask for. Where they name none the model writes some too, if it can: if not,
-    `notice` is told why.
+    `notice` is told why; and which saved conversations are left out, if those are asked for.
 
     Raises OptionError for texts that cannot be read or are too short, and for a model that is asked to write
-    and cannot; PromptError for tokens outside the vocabulary, TokenizerError, MemoryFitError.
+    and cannot; PromptError for tokens outside the vocabulary, SessionError, TokenizerError, MemoryFitError.
     """
     files, source, folder = options.calibration_files, rounding.source, rounding.tokenizer_folder
     tokenizer = Tokenizer.from_folder(folder)
+    saved = (saved_conversations(tokenizer, notice),) if options.calibrates_on_chats else ()
     by_default = files is None and _WRITES_BY_DEFAULT[bool(tokenizer.chat_templates)]
     if options.calibrates_on_itself or by_default:
-        texts = TextsToRead.of(files, tokenizer, source.config, written=True)
+        texts = TextsToRead.of(files, tokenizer, source.config, more=saved, written=True)
         try:
             itself = Itself.of(source, tokenizer, folder, sequence_length(source.config))
             return Texts(texts, itself, itself.form(texts.rows))
@@ -65,4 +67,4 @@ def texts_to_calibrate_on(rounding: Conversion, options: ConvertOptions, notice:
             if options.calibrates_on_itself:
                 raise
             notice(OptionError("calibrating on texts alone, as the model writes none: ", *error.parts))
-    return Texts(TextsToRead.of(files, tokenizer, source.config))
+    return Texts(TextsToRead.of(files, tokenizer, source.config, more=saved))

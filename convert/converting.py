@@ -100,7 +100,8 @@ def convert(
     several files each is read as much, as far as it has; a .jsonl file holds conversations, one a line,
     {"messages": [...], "tools": [...]} in OpenAI's form, which go through the checkpoint's template. "self"
     among them is what the model writes itself: conversations by its template, or without one whatever it
-    goes on with; True includes it where there is a template. (A file of that name is ./self.)
+    goes on with; True includes it where there is a template. "chats" is all conversations that are saved on
+    this machine, through the template, too. (Files of those names are ./self and ./chats.)
 
     `save_recipe` is a new file, to which the bits of each layer are written as soon as they are known: a
     recipe for checkpoints of the same model, which share them. So is the folder of any quantized checkpoint.
@@ -131,7 +132,8 @@ def convert(
     The first five and `calibrating` are there with `calibrate` or a target only; `choosing bits` and
     `calibrating` say behind another comma how long the stage will still take, once its first layer is done
     and where that is minutes: "calibrating, layer 3 of 32, about 12 min left". `notice(error)` is
-    told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read.
+    told, before the long work, what does not hinder it and will be missed: a tokenizer that cannot be read,
+    saved conversations that are left out.
 
     Raises OptionError for options of a wrong type, with unknown values, or that exclude each other;
     ConfigError, CheckpointError or HubError for a source that cannot be read or holds NaN; ConvertError for

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from convert.recipe import Recipe, named, recipe_conflict, uniform
 from convert.target import OPTIONS, Target, asked_for
-from convert.texts.given import ITSELF, Files, files_of, given
+from convert.texts.given import ITSELF, NO_FILES, SAVED, Files, files_of, given
 from convert.writer.upload import check_repository_name
 from olmo3_mlx.checkpoints.weights import dtype_named
 from olmo3_mlx.errors import OptionError, Setting
@@ -50,7 +50,7 @@ class ConvertOptions:
     recipe      which layers get how many bits: one of RECIPES, a TOML file or a quantized checkpoint's
                 folder (see convert.recipe)
     dtype       casts what is not quantized, and the scales
-    calibrate   True, a text file or several, "self" among them: see `convert`
+    calibrate   True, a text file or several, "self" and "chats" among them: see `convert`
     target_bpw  calibrates to so many bits per weight in all, instead of `bits`
     target_gb   the same to so many GB (10^9 bytes) at most
     save_recipe a new file to write the bits of each layer to, as a recipe
@@ -125,14 +125,19 @@ class ConvertOptions:
 
     @property
     def calibration_files(self) -> tuple[Path, ...] | None:
-        """The texts to calibrate on, less "self"; None for those that come with this package."""
+        """The files to calibrate on; None for those that come with this package."""
         names = given(self.calibrate)
-        return tuple(Path(name) for name in names if name != ITSELF) if names else None
+        return tuple(Path(name) for name in names if name not in NO_FILES) if names else None
 
     @property
     def calibrates_on_itself(self) -> bool:
         """Whether it is asked for that the model writes text to calibrate on, alone or beside files."""
         return ITSELF in given(self.calibrate)
+
+    @property
+    def calibrates_on_chats(self) -> bool:
+        """Whether the conversations saved on this machine are to be calibrated on, alone or beside others."""
+        return SAVED in given(self.calibrate)
 
     @property
     def text_files(self) -> tuple[Path, ...] | None:
@@ -227,11 +232,10 @@ class ConvertOptions:
         """Raise OptionError for what calibration cannot do. The layers of a recipe are checked when they are
         known.
         """
-        if given(self.calibrate).count(ITSELF) > 1:
-            raise OptionError(
-                Setting("calibrate"),
-                f' has "{ITSELF}" twice: name it once (a file of that name is ./{ITSELF})',
-            )
+        for name in NO_FILES:
+            if given(self.calibrate).count(name) > 1:
+                again = f' has "{name}" twice: name it once (a file of that name is ./{name})'
+                raise OptionError(Setting("calibrate"), again)
         if self.calibrates and not self.keep:
             raise OptionError(
                 "calibration reads the original more than once: leave out ", Setting("keep", False)

@@ -43,7 +43,7 @@ FLOORS: dict[str, list[str]] = {
     "convert": [
         "progress remaining quantized size",
         "target",
-        "texts: kinds given, conversations sequences, files, shipped",
+        "texts: kinds given, conversations sequences, files saved, shipped",
         "reading: ahead softmax stored native.unpickle, remote native.archive native.config, "
         "native.distcp, native.checkpoint, source, finite layers",
         "sampling: script model, rows, loop, itself",

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from convert.texts.files import read_files
-from convert.texts.kinds import CONVERSATIONS, SELF, Label, Tokenized
+from convert.texts.kinds import CONVERSATIONS, SELF, Label, Text, Tokenized
 from convert.texts.sequences import TextRead, shared_out
 from convert.texts.shipped import calibration_texts
 from olmo3_mlx.config import Olmo3Config
@@ -130,15 +130,22 @@ class TextsToRead:
 
     @classmethod
     def of(
-        cls, files: Sequence[Path] | None, tokenizer: Tokenizer, config: Olmo3Config, *, written: bool = False
+        cls,
+        files: Sequence[Path] | None,
+        tokenizer: Tokenizer,
+        config: Olmo3Config,
+        *,
+        more: Sequence[Text] = (),
+        written: bool = False,
     ) -> "TextsToRead":
-        """A user's files, or the texts that come with this package, and what the model writes if `written`.
+        """A user's files, or the texts that come with this package; `more` texts; and what the model writes
+        if `written`.
 
         Raises OptionError for a text that cannot be read or is too short, and PromptError for tokens outside
         the vocabulary.
         """
         found = calibration_texts(tokenizer) if files is None else read_files(files, tokenizer)
-        texts = tuple(text.tokenized(tokenizer) for text in found)
+        texts = tuple(text.tokenized(tokenizer) for text in (*more, *found))
         weights = _WEIGHTS if files is None else {}
         length = sequence_length(config)
         # The first gets a sequence even where there are more texts than sequences.

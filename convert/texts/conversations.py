@@ -66,11 +66,24 @@ class Conversations:
 
     def _with_thinking(self, message: dict[str, Any]) -> dict[str, Any]:
         thinking = message.pop("reasoning_content", None)
-        if not thinking or message["role"] != "assistant" or not self._thinks:
+        if not thinking or message["role"] != "assistant":
             return message
+        if not self._thinks:  # the lines between thinking and answer go, too
+            return (
+                {**message, "content": message["content"].lstrip("\n")} if "content" in message else message
+            )
         if not isinstance(thinking, str):
             raise TemplateError(f"expected a text as reasoning_content, got {thinking!r}")
         return {**message, "content": f"{_BEGIN}{thinking}{_END}{message.get('content', '')}"}
+
+
+def check_template(tokenizer: Tokenizer, what: str) -> None:
+    """Raise OptionError, which begins with `what` was to be read, for a checkpoint without a template."""
+    if not tokenizer.chat_templates:
+        raise OptionError(
+            f"{what}: this checkpoint has no chat template (base models have none), so that it reads no "
+            "conversations: give plain text"
+        )
 
 
 def parsed(text: str, name: str) -> list[Conversation]:

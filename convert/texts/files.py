@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.texts.conversations import Conversations, parsed
+from convert.texts.conversations import Conversations, check_template, parsed
 from convert.texts.kinds import Label, Text
 from olmo3_mlx.errors import OptionError, TemplateError
 from olmo3_mlx.text.tokenizer import Tokenizer
@@ -51,11 +51,7 @@ def _read(file: Path, kind: str, tokenizer: Tokenizer) -> Text:
     label = Label(kind, file.name, sha256)
     if file.suffix.lower() != _CONVERSATIONS:
         return Text(label, (text,))
-    if not tokenizer.chat_templates:
-        raise OptionError(
-            f"{file}: this checkpoint has no chat template (base models have none), so that it reads no "
-            "conversations: give plain text"
-        )
+    check_template(tokenizer, str(file))
     conversations, written = Conversations(tokenizer), []
     for conversation in parsed(text, str(file)):
         try:

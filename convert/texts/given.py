@@ -1,4 +1,4 @@
-"""The texts that an option names: files, and among those to calibrate on the model itself."""
+"""The texts that an option names: files, and among those to calibrate on two that are no files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 from olmo3_mlx.errors import OptionError, Setting
 
 Files = str | Path | Sequence[str | Path]  # one text file or several
-ITSELF = "self"  # what the model writes itself; a file of that name is ./self, or a Path
+ITSELF = "self"  # what the model writes itself
+SAVED = "chats"  # the conversations that are saved on this machine
+NO_FILES = (ITSELF, SAVED)  # a file of such a name is ./self, or a Path
 
 
 def files_of(name: str, value: object, expected: str = "a text file or several") -> tuple[Path, ...] | None:

@@ -11,6 +11,7 @@ from olmo3_mlx.text.tokenizer import Tokenizer
 PROSE, DOCUMENTS, CODE, MATHEMATICS = "prose", "documents", "code", "mathematics"
 QUESTIONS, LANGUAGES, CONVERSATIONS = "questions", "languages", "conversations"
 SELF = "self"  # what the model wrote that is calibrated
+CHATS = "chats"  # conversations that are saved on this machine
 
 
 @dataclass(frozen=True)

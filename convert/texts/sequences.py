@@ -118,7 +118,9 @@ def _check_long_enough(texts: Sequence[Tokenized], whole: Sequence[int], length:
     if sum(whole) < least:
         one = texts[0].label.name if len(texts) == 1 else "the texts"
         verb, they, them = (
-            ("is", "it has", "a longer one") if len(texts) == 1 else ("are", "they have", "more")
+            ("is", "it has", "a longer one, or others too")
+            if len(texts) == 1
+            else ("are", "they have", "more")
         )
         each = f" ({has})" if len(texts) > 1 else ""
         raise OptionError(

@@ -129,7 +129,8 @@ def _add_calibrating(group: "argparse._ArgumentGroup") -> None:
         metavar="FILE",
         help="quantize so that texts are read as the original reads them (default: some of several kinds "
         "that come along, and what a chat model itself writes; a .jsonl file holds conversations, one a "
-        "line; self is what the model writes, ./self a file): slower and closer; unless a "
+        "line; self is what the model writes, chats what is saved of yours on this machine, as olmo3 "
+        "sessions lists it; ./self and ./chats are files): slower and closer; unless a "
         "recipe is given, layers that matter more get more bits at the same size. Write it after DEST",
     )
     group.add_argument(

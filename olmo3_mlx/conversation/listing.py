@@ -1,4 +1,4 @@
-"""The saved conversations: what there is, and taking one away."""
+"""The saved conversations: what there is, what was said, and taking one away."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from olmo3_mlx.conversation.place import (
     BUSY,
@@ -54,6 +55,28 @@ def list_conversations() -> list[ConversationSummary]:
         assert former is not None, "what was left was left there"
         found.append(_summary(former / name, f"it cannot be moved from {former} to {folder}: {reason}"))
     return sorted(found, key=lambda summary: summary.last_used, reverse=True)
+
+
+def read_conversations() -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, SessionError]]:
+    """What was said in each saved conversation, by its folder, in the order of their names; and of those that
+    cannot be read, what is wrong. One in which nothing was said is in neither.
+
+    One that another process has open is read too, as it was saved last. Raises SessionError if the folder of
+    saved conversations cannot be read.
+    """
+    folder, left = ready_folder()
+    former = former_folder()
+    stayed = [] if former is None else [former / name for name in left]
+    said, problems = {}, {}
+    for path in sorted([*_folders(folder), *stayed], key=lambda path: path.name):
+        try:
+            messages = SavedConversation(path).messages
+        except SessionError as error:
+            problems[path] = error
+            continue
+        if messages:
+            said[path] = messages
+    return said, problems
 
 
 def remove_conversation(name: str) -> None:
