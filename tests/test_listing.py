@@ -1,5 +1,6 @@
 """Saved conversations at a glance, and removed; from Python and by `olmo3 sessions`."""
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from olmo3_mlx import (
     open_conversation,
     remove_conversation,
 )
+from olmo3_mlx.conversation.listing import read_conversations
 
 pytestmark = pytest.mark.usefixtures("a_users_shell")
 
@@ -235,3 +237,19 @@ def test_a_name_as_long_as_the_disk_takes_is_removed_too(olmo3: Run, sessions: P
     assert [path.name for path in sessions.iterdir()] == [name]
     assert olmo3("sessions", "--remove", name).code == 0
     assert list(sessions.iterdir()) == []
+
+
+def test_all_that_was_said_is_read_at_once(sessions: Path) -> None:
+    said = [{"role": "user", "content": "Hi"}]
+    for name, content in {
+        "work": json.dumps({"format": 1, "messages": said}),
+        "a-walk": json.dumps({"format": 1, "messages": [*said, *said]}),
+        "empty": json.dumps({"format": 1, "messages": []}),
+        "torn": "{",
+    }.items():
+        (sessions / name).mkdir(parents=True)
+        (sessions / name / "conversation.json").write_text(content)
+    with open_conversation("work"):  # by another process, say
+        found, problems = read_conversations()
+    assert list(found.items()) == [(sessions / "a-walk", [*said, *said]), (sessions / "work", said)]
+    assert list(problems) == [sessions / "torn"]
