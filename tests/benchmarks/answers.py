@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Self
+from typing import Any, Self
 
 import measured_rows
 import mlx.core as mx
@@ -71,8 +71,7 @@ def likeliest(model: Olmo3, tasks: Sequence[Task]) -> list[list[int]]:
     """
     length = max(task.length for task in tasks)
     rows = [(t.prompt + t.answer + length * [0])[:length] for t in tasks]
-    found = mx.argmax(model(mx.array(rows)), axis=-1).tolist()
-    assert isinstance(found, list)
+    found: Any = mx.argmax(model(mx.array(rows)), axis=-1).tolist()
     return [
         row[len(t.prompt) - 1 : len(t.prompt) + len(t.answer)] for t, row in zip(tasks, found, strict=True)
     ]
@@ -144,7 +143,7 @@ def measure(args: argparse.Namespace, checkpoint: str, method: str) -> None:
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     methods = [UNQUANTIZED, rounding(4, 64), rounding(3, 64), *map(calibrated, TARGETS)]
-    rows = {name: (name,) for name in methods}
+    rows: dict[str, tuple[str, ...]] = {name: (name,) for name in methods}
     for pair in PAIRS:
         if targets := dynamic_targets(*pair, TARGETS):
             rows[dynamic(*pair)] = tuple(dynamic_row(*pair, target) for target in targets)

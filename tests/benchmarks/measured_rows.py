@@ -121,7 +121,8 @@ def measure(args: argparse.Namespace, jobs: Sequence[Job], whole: Callable[[Row]
                 said += f", FAILED: {reason}"
             print(said, file=sys.stderr, flush=True)
 
-    gpus = [gpu for _ in range(args.per_gpu) for gpu in range(args.gpus)] or [None]
+    gpus: list[int | None] = [gpu for _ in range(args.per_gpu) for gpu in range(args.gpus)]
+    gpus = gpus or [None]
     threads = [threading.Thread(target=work, args=(gpu,), daemon=True) for gpu in gpus]
     for thread in threads:
         thread.start()

@@ -16,7 +16,7 @@ from convert import ConvertOptions, convert
 from convert.preparing import prepare
 from convert.reading.source import Source
 from convert.reading.stored import read
-from convert.texts import shipped
+from convert.texts import kinds, shipped
 
 UNQUANTIZED, GPTQ, DYNAMIC, DWQ = "unquantized", "gptq", "dynamic_quant", "dwq"
 RECIPES = ("mixed_3_5", "mixed_4_5", "mixed_4_6")
@@ -26,10 +26,10 @@ SIZE_OF_4_BITS = 4.5  # this target means exactly what plain rounding to 4 bits 
 
 # The shipped kinds of text that are left out with a kind that is measured on.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "novels": (shipped.PROSE,),
-    "documents": (shipped.DOCUMENTS,),
-    "code": (shipped.CODE,),
-    "conversations": (shipped.CONVERSATIONS,),  # and what the model writes itself
+    "novels": (kinds.PROSE,),
+    "documents": (kinds.DOCUMENTS,),
+    "code": (kinds.CODE,),
+    "conversations": (kinds.CONVERSATIONS,),  # and what the model writes itself
 }
 
 
