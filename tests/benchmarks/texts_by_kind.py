@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from convert.texts.files import read_files
 from convert.texts.kinds import Label, Tokenized
-from convert.texts.sequences import cut
+from convert.texts.sequences import as_many_of_each
 from olmo3_mlx import Tokenizer
 
 KINDS = ("novels", "documents", "code", "conversations")
@@ -36,7 +36,7 @@ def spans(shared: Path, tokenizer: Tokenizer, extra: Path | None = None) -> dict
     }
     if extra is not None:
         text = read_files([extra], tokenizer)[0]
-        found[extra.name] = cut(text.tokenized(tokenizer), LENGTH, SEQUENCES)
+        found[extra.name] = _rows(text.tokenized(tokenizer), SEQUENCES)
     return {kind: mx.array(rows) for kind, rows in found.items()}
 
 
@@ -61,6 +61,9 @@ def _read(file: Path) -> str:
 
 def _cut(tokenizer: Tokenizer, documents: Sequence[str], count: int) -> list[list[int]]:
     ids = tuple(tokenizer.encode(document) for document in documents)
-    text = Tokenized(Label("", "", ""), ids)
-    assert text.count >= count * LENGTH, f"{text.count} tokens, {count * LENGTH} are needed"
-    return cut(text, LENGTH, count)
+    return _rows(Tokenized(Label("", "a text", ""), ids), count)
+
+
+def _rows(text: Tokenized, count: int) -> list[list[int]]:
+    """Raises OptionError if it is too short."""
+    return as_many_of_each([text], LENGTH, count).tokens.tolist()  # type: ignore[return-value]
