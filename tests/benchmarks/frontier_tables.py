@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from measured_rows import Row
+from texts_by_kind import KINDS
 from ways_of_quantizing import DWQ, DYNAMIC, GPTQ, RECIPES, rounding
 
 from convert.card import pictures
@@ -73,13 +74,19 @@ def picture(rows: Sequence[Row]) -> bytes:
         axes.set_facecolor(pictures._PAPER)
         axes.grid(color=pictures._GRID, zorder=0)
         axes.set_yscale("log")
-        axes.set_title(checkpoint, loc="left", color=pictures._INK, fontsize=11, fontweight="bold", pad=44)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.tick_params(which="both", colors=pictures._FAINT, labelsize=8.5, length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(pictures._FAINT)
+        title = f"{checkpoint}: mean over {len(KINDS)} kinds of text"
+        axes.set_title(title, loc="left", color=pictures._INK, fontsize=11, fontweight="bold", pad=36)
         axes.set_xlabel("bits per weight", color=pictures._FAINT)
         axes.set_ylabel("KL(original ‖ result), nats", color=pictures._FAINT)
         handles = []
         for family, (label, colour, line) in _STYLES.items():
             points = sorted(
-                (row["bits_per_weight"], sum(kl_by_kind(row).values()) / len(row["kinds"]))
+                (row["bits_per_weight"], sum(kl_by_kind(row)[kind] for kind in KINDS) / len(KINDS))
                 for row in rows
                 if row["checkpoint"] == checkpoint
                 and _family(row["name"]) == family
