@@ -369,10 +369,11 @@ def test_several_texts_are_read_in_equal_shares_and_named(source: Path, text: Pa
     assert cut.kinds == ("text.txt", "other.txt", "chats.jsonl", *kinds[:2], "chats.jsonl", *kinds[:2])
 
 
-def test_conversations_get_a_double_share_where_there_is_a_template(source: Path, tmp_path: Path) -> None:
+def test_conversations_get_a_share_where_there_is_a_template(source: Path, tmp_path: Path) -> None:
     config = Source.open(source).config
     counts = Counter(CalibrationText.read(None, source, config).kinds)
-    assert counts == {"conversations": 2, **dict.fromkeys(COMING_ALONG, 1)}
+    assert counts.keys() == {"conversations", *COMING_ALONG}
+    assert set(counts.values()) <= {1, 2}  # eight sequences among seven kinds
     base = shutil.copytree(source, tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     assert Counter(CalibrationText.read(None, base, config).kinds).keys() == set(COMING_ALONG)
