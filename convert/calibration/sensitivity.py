@@ -134,24 +134,24 @@ def _cost(error: mx.array, gradient: mx.array) -> float:
 def _head_costs(layers: Layers, hidden: States, count: Count) -> Floats:
     """The mean KL divergence on each sequence if the head is rounded, from the states behind the last block.
 
-    KL(p || q) = sum p (log p - log q) needs the normalizer of q and the mean of its logits under p. Both add
-    up over pieces of the vocabulary.
+    KL(p || q) = sum p (log p - log q) needs both normalizers and the mean, under p, of how much larger p's
+    logits are. All add up over pieces of the vocabulary, so that each is read and rounded once.
     """
     normed = layers.final_norm(mx.concatenate(hidden, axis=1)[0])
     ours, theirs = Softmax(len(normed)), Softmax(len(normed))
+    apart: Floats = np.zeros(len(normed))  # sum of exp(logit - largest) * (logit - the other's logit)
     for rows in layers.head_pieces():
-        ours.add_logits(normed @ rows.T)
-        theirs.add_logits(normed @ at_four_bits(rows).T)
+        logits, others = normed @ rows.T, normed @ at_four_bits(rows).T
+        theirs.add_logits(others)
         count(rows.size)
-    apart = mx.zeros(len(normed))  # the mean, under p, of how much larger p's logits are
-    for rows in layers.head_pieces():
-        logits = normed @ rows.T
-        apart += (mx.exp(logits - ours.normalizer[:, None]) * (logits - normed @ at_four_bits(rows).T)).sum(
-            -1
-        )
-        mx.eval(apart)
+        largest = logits.max(-1, keepdims=True)
+        chance = mx.exp(logits - largest)
+        pieces = (largest[:, 0], chance.sum(-1), (chance * (logits - others)).sum(-1))
+        highest, total, more = (np.array(each, np.float64) for each in pieces)
+        before, now = ours.add(highest, total)
+        apart = apart * before + more * now
         count(rows.size)
-    each = np.array(apart, np.float64) - ours.log_total + theirs.log_total
+    each = apart / ours.total - ours.log_total + theirs.log_total
     means: Floats = each.reshape(len(hidden), -1).mean(-1)
     return means
 
@@ -159,10 +159,11 @@ def _head_costs(layers: Layers, hidden: States, count: Count) -> Floats:
 def _shares(found: Mapping[str, Floats], kinds: Sequence[str]) -> dict[str, float]:
     """Each layer's share of all costs, by path, as the mean over kinds of text, from costs by sequence."""
     of_kind = np.array(kinds or [""] * len(next(iter(found.values()))))
+    every = sorted(set(of_kind.tolist()))
     shares = dict.fromkeys(found, 0.0)
-    for kind in sorted(set(of_kind.tolist())):
-        costs_of_kind = {path: float(each[of_kind == kind].mean()) for path, each in found.items()}
-        whole = sum(costs_of_kind.values()) or 1.0
-        for path, cost in costs_of_kind.items():
-            shares[path] += cost / whole / len(set(of_kind.tolist()))
+    for kind in every:
+        of_paths = {path: float(each[of_kind == kind].mean()) for path, each in found.items()}
+        whole = sum(of_paths.values()) or 1.0
+        for path, cost in of_paths.items():
+            shares[path] += cost / whole / len(every)
     return shares
