@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, Told, cut_tokenizer, random_model, save_checkpoint
+from conftest import Told, cut_tokenizer, random_model, save_checkpoint
+from test_calibrated import EVEN
 
 from convert import ConvertOptions
 from convert import convert as to_mlx
@@ -35,16 +36,6 @@ from olmo3_mlx.published import SIZES
 from olmo3_mlx.text.chat_template import ChatTemplate
 from olmo3_mlx.text.tokenizer import Tokenizer
 
-# A sliding and a full layer, and a vocabulary of 512: calibrating takes time.
-SMALL: dict[str, Any] = {
-    **TINY,
-    "vocab_size": 512,
-    "num_hidden_layers": 2,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "intermediate_size": 64,
-    "eos_token_id": [510, 508],
-    "dtype": "bfloat16",
-}
 FEW: dict[str, Any] = {
     "convert.calibration.text._TOKENS": 512,
     "convert.calibration.text._WRITTEN_TOKENS": 256,
@@ -73,7 +64,7 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_checkpoint(folder: Path, template: str | None = SHORT, **changes: Any) -> Path:
-    config = {**SMALL, **changes}
+    config = {**EVEN, **changes}
     tensors = {name: a.astype(mx.bfloat16) for name, a in random_model(config).tensors().items()}
     save_checkpoint(folder, config, tensors)
     cut_tokenizer(folder, config["vocab_size"])

@@ -147,13 +147,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     for pair in PAIRS:
         if targets := dynamic_targets(*pair, TARGETS):
             rows[dynamic(*pair)] = tuple(dynamic_row(*pair, target) for target in targets)
-    chosen = tuple(args.method or [""])
-    return [
-        Job(checkpoint, method, names)
-        for checkpoint in args.checkpoint
-        for method, names in rows.items()
-        if method.startswith(chosen)
-    ]
+    return measured_rows.jobs(args, rows)
 
 
 def print_tables(rows: Sequence[Row]) -> None:

@@ -57,13 +57,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     rows: dict[str, tuple[str, ...]] = {name: (name,) for name in methods}
     for pair in PAIRS:
         rows[dynamic(*pair)] = tuple(dynamic_row(*pair, target) for target in dynamic_targets(*pair, TARGETS))
-    chosen = tuple(args.method or [""])
-    return [
-        Job(checkpoint, method, names)
-        for checkpoint in args.checkpoint
-        for method, names in rows.items()
-        if method.startswith(chosen)
-    ]
+    return measured_rows.jobs(args, rows)
 
 
 def log_probabilities(model: Olmo3, sequence: mx.array) -> mx.array:

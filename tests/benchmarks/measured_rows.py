@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -85,6 +85,17 @@ def machine() -> Row:
         "python": platform.python_version(),
         "peak_gb": round(max(resident, mx.get_peak_memory()) / 1e9, 3),
     }
+
+
+def jobs(args: argparse.Namespace, rows: Mapping[str, tuple[str, ...]]) -> list[Job]:
+    """The jobs that the options ask for; `rows` are the names of the rows that each method writes."""
+    chosen = tuple(args.method or [""])
+    return [
+        Job(checkpoint, method, names)
+        for checkpoint in args.checkpoint
+        for method, names in rows.items()
+        if method.startswith(chosen)
+    ]
 
 
 def measure(args: argparse.Namespace, jobs: Sequence[Job], whole: Callable[[Row], bool] = bool) -> int:
