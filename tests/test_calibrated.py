@@ -442,7 +442,7 @@ def test_going_on_does_not_choose_bits_again(
         pytest.fail("chosen again")
 
     monkeypatch.setattr("convert.preparing.choose", never)
-    monkeypatch.setattr("convert.calibration.calibration.embedding_hessian", never)
+    monkeypatch.setattr("convert.calibration.fisher.Fisher.embedding", never)
     to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
     name = "model.safetensors"
     assert (tmp_path / "dest" / name).read_bytes() == (whole / name).read_bytes()

@@ -49,8 +49,8 @@ FLOORS: dict[str, list[str]] = {
         "sampling: script model, rows, loop, itself",
         "recipe",
         "saved_recipe",
-        "calibration: memory metric matrix text gradients, grids moments fisher, gptq sides, calibration, "
-        "resumable allocation, sensitivity",
+        "calibration: memory cholesky matrix text gradients, metric outputs fisher, grids moments, "
+        "gptq sides, calibration, resumable allocation, sensitivity",
         "writer: layout journal upload, files folder output",
         "card: command markdown divergence evaluation method, quality, measure pictures verdict, advice, "
         "comparison, page, quality_card model_card",

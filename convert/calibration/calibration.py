@@ -12,16 +12,19 @@ norm follows, a token counts by one over its output's mean square, because that 
 the norm.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 
 import mlx.core as mx
 import numpy as np
 
-from convert.calibration.fisher import embedding_hessian
+from convert.calibration.fisher import Fisher
 from convert.calibration.gptq import quantized
+from convert.calibration.matrix import QuantizedMatrix
 from convert.calibration.metric import Metric
 from convert.calibration.moments import Moments, Pairs
+from convert.calibration.outputs import Outputs
 from convert.calibration.sides import Read, Side, Sides, flat
 from convert.progress import untold
 from convert.quantized import dequantized, part_names
@@ -29,8 +32,14 @@ from convert.reading.layers import Layers, split
 from convert.reading.source import Source
 from olmo3_mlx.quantization import Quantization
 
+_Rows = tuple[str, slice]  # some rows of the layer at a path
+
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_ROWS_BYTES = 2**27  # of weights in float32, quantized at once
+_ROWS_BYTES = 2**28  # of weights in float32, quantized at once
+# Layers whose outputs' errors are weighed against each other; with the feed-forward's wide outputs that takes
+# many times as much and gains nothing.
+_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_WEIGHED = (*_ATTENDING, "self_attn.o_proj", "mlp.down_proj")
 
 
 class Calibration:
@@ -52,17 +61,17 @@ class Calibration:
     ) -> None:
         self._source, self._plan, self._tokens, self._dtype = source, plan, tokens, dtype
         self._each = each
-        self._layers = Layers(source)
+        self._layers, self._fisher = Layers(source), Fisher(source, tokens)
         self._original = split(self._layers.embed(tokens))
         self._hidden = list(self._original)  # the same states in the quantized model
+        self._costs: dict[str, mx.array] = {}  # of errors in outputs, of layers that come next in a block
 
     def embedding(self) -> dict[str, mx.array]:
         """Quantize the embedding into its tensors; an error in it counts by its effect at the model's end."""
         if EMBEDDING not in self._plan:
             self._hidden = [self._as_written(f"{EMBEDDING}.weight", state) for state in self._original]
             return {}
-        moments = Moments(Metric.of(embedding_hessian(self._source, self._tokens)))
-        tensors = self._quantized([EMBEDDING], moments)
+        tensors = self._quantized([EMBEDDING], Moments(Metric.of(self._fisher.embedding())))
         ids, places = np.unique(np.array(self._tokens), return_inverse=True)
         looked_up = {name: array[mx.array(ids)] for name, array in tensors.items()}
         rows = _dense(looked_up, EMBEDDING, self._plan[EMBEDDING])
@@ -78,16 +87,17 @@ class Calibration:
     def block(self, index: int) -> dict[str, mx.array]:
         """Quantize the layers of block `index` into their tensors; blocks come in order."""
         tensors: dict[str, mx.array] = {}
+        path = f"model.layers.{index}"
+        weighed = tuple(name for name in _WEIGHED if f"{path}.{name}" in self._plan)
+        self._costs = self._fisher.outputs(index, self._original, weighed) if weighed else {}
         sides = self._sides(index, partial(self._written, index, tensors))
-        step, path = partial(self._step, index, tensors), f"model.layers.{index}"
-        step(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), sides.states)
+        step = partial(self._step, index, tensors)
+        step(_ATTENDING, sides.states)
         sides.attend()
-        out = self._layers.weight(f"{path}.self_attn.o_proj.weight")
-        step(("self_attn.o_proj",), partial(sides.attended, out))
+        step(("self_attn.o_proj",), sides.attended)
         sides.add_attention()
         step(("mlp.gate_proj", "mlp.up_proj"), sides.states)
-        down = self._layers.weight(f"{path}.mlp.down_proj.weight")
-        step(("mlp.down_proj",), partial(sides.activated, down), {f"{path}.mlp.down_proj": down})
+        step(("mlp.down_proj",), sides.activated, narrow=True)
         sides.add_feed_forward()
         return tensors
 
@@ -121,15 +131,21 @@ class Calibration:
         tensors: dict[str, mx.array],
         names: Sequence[str],
         inputs: Callable[[], Pairs],
-        weights: Mapping[str, mx.array] | None = None,
+        *,
+        narrow: bool = False,
     ) -> None:
-        """Quantize layers of block `index` that share `inputs` into their tensors. With their `weights`, by
-        path, less is kept of how inputs drift, if these have few rows.
+        """Quantize layers of block `index` that share `inputs` into their tensors. If they are `narrow`, with
+        fewer outputs than inputs, less is kept of how inputs drift.
         """
-        paths = [path for name in names if (path := f"model.layers.{index}.{name}") in self._plan]
+        paths = {path: name for name in names if (path := f"model.layers.{index}.{name}") in self._plan}
         if not paths:
             return
-        tensors.update(self._quantized(paths, Moments.of(inputs(), weights)))
+        outputs = {path: Outputs(self._costs.pop(name)) for path, name in paths.items() if name in _WEIGHED}
+        weights = {path: self._layers.weight(f"{path}.weight") for path in paths} if narrow else None
+        moments = [Moments.of(inputs(), weights)]
+        del weights
+        quantize = partial(self._weighed, outputs) if outputs else partial(self._quantized, list(paths))
+        tensors.update(quantize(moments.pop()))
         for path in paths:
             self._each(f"{path}.weight")
 
@@ -147,31 +163,42 @@ class Calibration:
 
     def _quantized(self, paths: Sequence[str], moments: Moments) -> dict[str, mx.array]:
         """Quantize layers with the same inputs into their tensors, by name, some rows at once."""
-        parts: dict[str, list[mx.array]] = {}
+        tensors = _Parts()
         for batch in self._batches(paths):
-            weights = [
-                moments.aimed(
-                    path,
-                    rows,
-                    self._source.tensors[f"{path}.weight"].rows(rows.start, rows.stop).astype(mx.float32),
-                )
-                for path, rows in batch
-            ]
-            matrices = quantized(
-                weights,
-                moments.metric,
-                [self._plan[path] for path, _ in batch],
-                [self._dtype_of(f"{path}.weight") for path, _ in batch],
-            )
-            for (path, _), matrix in zip(batch, matrices, strict=True):
-                for name, array in matrix.tensors(path).items():
-                    mx.eval(array)
-                    parts.setdefault(name, []).append(array)
-        return {name: mx.concatenate(arrays) for name, arrays in parts.items()}
+            weights = [self._aimed(path, rows, moments) for path, rows in batch]
+            for (path, rows), matrix in self._rounded(batch, weights, moments.metric):
+                tensors.add(path, rows, matrix)
+        return tensors.joined()
 
-    def _batches(self, paths: Sequence[str]) -> list[list[tuple[str, slice]]]:
+    def _weighed(self, outputs: Mapping[str, Outputs], moments: Moments) -> dict[str, mx.array]:
+        """The same for layers, by path, whose `outputs` are known: errors in some are made good by others."""
+        tensors = _Parts()
+        whole = {path: slice(0, self._source.tensors[f"{path}.weight"].shape[0]) for path in outputs}
+        aimed = {path: self._aimed(path, rows, moments) for path, rows in whole.items()}
+        metric = moments.metric
+        del moments  # what inputs drift by has been used
+        for parts in zip_longest(*(each.parts for each in outputs.values())):
+            batch = [(path, rows) for path, rows in zip(outputs, parts, strict=True) if rows is not None]
+            targets = [outputs[path].target(aimed[path][rows]) for path, rows in batch]
+            for (path, rows), matrix in self._rounded(batch, targets, metric):
+                outputs[path].add(aimed[path][rows] - matrix.dense())
+                tensors.add(path, rows, matrix)
+        return tensors.joined()
+
+    def _aimed(self, path: str, rows: slice, moments: Moments) -> mx.array:
+        weight = self._source.tensors[f"{path}.weight"].rows(rows.start, rows.stop)
+        return moments.aimed(path, rows, weight.astype(mx.float32))
+
+    def _rounded(
+        self, batch: Sequence[_Rows], weights: Sequence[mx.array], metric: Metric
+    ) -> Iterator[tuple[_Rows, QuantizedMatrix]]:
+        schemes = [self._plan[path] for path, _ in batch]
+        dtypes = [self._dtype_of(f"{path}.weight") for path, _ in batch]
+        return zip(batch, quantized(weights, metric, schemes, dtypes), strict=True)
+
+    def _batches(self, paths: Sequence[str]) -> list[list[_Rows]]:
         """Rows of the layers at these paths, in their order, that are quantized at once."""
-        batches: list[list[tuple[str, slice]]] = [[]]
+        batches: list[list[_Rows]] = [[]]
         room = 0
         for path in paths:
             rows, width = self._source.tensors[f"{path}.weight"].shape
@@ -192,6 +219,23 @@ class Calibration:
 
     def _dtype_of(self, name: str) -> mx.Dtype:
         return self._dtype or self._source.tensors[name].dtype
+
+
+class _Parts:
+    """The tensors of layers whose rows are quantized in some order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[int, mx.array]] = {}
+
+    def add(self, path: str, rows: slice, matrix: QuantizedMatrix) -> None:
+        """Add some rows of the layer at `path`."""
+        for name, array in matrix.tensors(path).items():
+            mx.eval(array)
+            self._parts.setdefault(name, {})[rows.start] = array
+
+    def joined(self) -> dict[str, mx.array]:
+        """The whole tensors, by name."""
+        return {name: mx.concatenate([at[row] for row in sorted(at)]) for name, at in self._parts.items()}
 
 
 def _dense(tensors: Mapping[str, mx.array], path: str, scheme: Quantization) -> mx.array:

@@ -17,7 +17,7 @@ All arrays are float32. Columns are worked on as rows of the transposed matrices
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial, wraps
 
 import mlx.core as mx
 
@@ -27,6 +27,21 @@ from convert.calibration.metric import COLUMNS, Metric
 from olmo3_mlx.quantization import Quantization
 
 _PASSES = 2  # refits of scales and codes
+_ROUNDS = 3  # from one look whether codes have settled to the next, for which the device has to be waited for
+
+
+def _fused(rounds: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """The same in few kernels on a GPU, where each of them is a wait; on a CPU mx.compile calls a C++
+    compiler at run time, which may not be there.
+    """
+    compiled = mx.compile(rounds)
+
+    @wraps(rounds)
+    def chosen(*arrays: mx.array) -> mx.array:
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        return compiled(*arrays) if on_gpu else rounds(*arrays)
+
+    return chosen
 
 
 def quantized(
@@ -79,32 +94,22 @@ def _gptq(weights: Sequence[mx.array], metric: Metric, matrices: Sequence[Quanti
         scales, biases = _grids(matrices, order[start : start + size])
         target = weight + unit[size:].T @ mx.concatenate(errors[::-1]) if errors else weight
         within = mx.tril(unit[:size], -1).T
-        step = _GptqStep(weight, target, within, scales, biases, tops)
-        codes.append(settled(step.rounded))
-        errors.append(step.error(codes[-1]))
+        again = partial(_column_by_column, weight, target, within, scales, biases, tops)
+        codes.append(settled(nearest(target, scales, biases, tops), again))
+        errors.append(weight - codes[-1] * scales - biases)
         codes[-1] = codes[-1].astype(mx.uint8)
         mx.eval(errors[-1], codes[-1])
     return mx.concatenate(codes[::-1])[mx.argsort(order)]
 
 
-class _GptqStep(NamedTuple):
-    """The columns [c, rows] of a part: their weights, and the `target` that errors of columns before them
-    leave; `within` [c, c], strictly triangular, says what their own errors do to each other.
+@_fused
+def _column_by_column(*arrays: mx.array) -> mx.array:
+    """One round of GPTQ's codes [c, rows] of a part of columns, from those of the round before. Before these
+    come the `weight`, the `target` that errors of columns before leave, and what errors `within` the part do
+    to each other: [c, c], strictly triangular.
     """
-
-    weight: mx.array
-    target: mx.array
-    within: mx.array
-    scales: mx.array
-    biases: mx.array
-    tops: mx.array
-
-    def error(self, codes: mx.array) -> mx.array:
-        return self.weight - codes * self.scales - self.biases
-
-    def rounded(self, codes: mx.array | None) -> mx.array:
-        target = self.target if codes is None else self.target + self.within @ self.error(codes)
-        return nearest(target, self.scales, self.biases, self.tops)
+    weight, target, within, scales, biases, tops, codes = arrays
+    return nearest(target + within @ (weight - codes * scales - biases), scales, biases, tops)
 
 
 def _descended(
@@ -123,46 +128,37 @@ def _descended(
         slope = slopes[at] - hessian[at, :start] @ mx.concatenate(moved) if moved else slopes[at]
         scales, _ = _grids(matrices, mx.arange(start, start + len(slope)))
         square = hessian[at, at]
-        step = _DescentStep(before[at], slope, mx.tril(square, -1), mx.diag(square)[:, None], scales, tops)
-        codes.append(settled(step.rounded))
-        moved.append(step.moved(codes[-1]))
+        within, diagonal = mx.tril(square, -1), mx.diag(square)[:, None]
+        again = partial(_move_by_move, before[at], slope, within, diagonal, scales, tops)
+        codes.append(settled(before[at], again))
+        moved.append((codes[-1] - before[at]) * scales)
         codes[-1] = codes[-1].astype(mx.uint8)
         mx.eval(moved[-1], codes[-1])
     return mx.concatenate(codes)
 
 
-class _DescentStep(NamedTuple):
-    """The columns [c, rows] of a part: their codes before, and the `slope` that moves of columns before them
-    leave; `within` [c, c], strictly triangular, and the `diagonal` [c, 1] are their Hessian.
+@_fused
+def _move_by_move(*arrays: mx.array) -> mx.array:
+    """One round of the descent's codes [c, rows] of a part of columns, from those of the round before. Before
+    these come the codes that it began with, the `slope` there that moves of columns before leave, and the
+    part's Hessian: `within`, [c, c], strictly triangular, and the `diagonal` [c, 1].
     """
-
-    before: mx.array
-    slope: mx.array
-    within: mx.array
-    diagonal: mx.array
-    scales: mx.array
-    tops: mx.array
-
-    def moved(self, codes: mx.array) -> mx.array:
-        return (codes - self.before) * self.scales
-
-    def rounded(self, codes: mx.array | None) -> mx.array:
-        slope = self.slope if codes is None else self.slope - self.within @ self.moved(codes)
-        return mx.clip(mx.round(self.before + slope / (self.diagonal * self.scales)), 0, self.tops)
+    before, slope, within, diagonal, scales, tops, codes = arrays
+    slope = slope - within @ ((codes - before) * scales)
+    return mx.clip(mx.round(before + slope / (diagonal * scales)), 0, tops)
 
 
-def settled(step: Callable[[mx.array | None], mx.array]) -> mx.array:
+def settled(codes: mx.array, again: Callable[[mx.array], mx.array]) -> mx.array:
     """The codes [c, rows] of columns that are rounded one after another, each by what those before it did.
 
-    `step` gives all codes from those that it is given (at first None). Column after column would be c small
-    steps. All columns at once, again and again until no code changes, end at the same codes, as the first
-    column is right after one round, the second after two, ...; and most are right long before: 256 columns
-    of trained layers take 11 to 38 rounds (Jacobi's iteration: Song et al. 2021, arXiv:2002.03629).
+    `again` gives all codes from those that it is given, at first `codes`. Column after column would be c
+    small steps. All columns at once, again and again until no code changes, end at the same codes, as the
+    first column is right after one round, the second after two, ...; and most are right long before: 256
+    columns of trained layers take 11 to 38 rounds (Jacobi's iteration: Song et al. 2021, arXiv:2002.03629).
     """
-    codes = step(None)
-    for _ in range(len(codes)):
-        before, codes = codes, step(codes)
-        if mx.array_equal(before, codes).item():
+    for done in range(1, len(codes) + 1):
+        before, codes = codes, again(codes)
+        if done % _ROUNDS == 0 and mx.array_equal(before, codes).item():
             break
     return codes
 

@@ -39,6 +39,10 @@ class Side:
         self._block.load_weights([(name, read(name)) for name in norms], strict=False)
         self._let_go_of(BLOCK_LAYERS)
 
+    def weight(self, name: str) -> mx.array:
+        """Read the weight of one of its layers."""
+        return self._read(f"{name}.weight")
+
     def attend(self) -> None:
         """Compute the inputs of o_proj, once queries, keys and values are what they will be."""
         with self._reading(*_FROM_BLOCK), _without(self._block.self_attn, "o_proj"):
@@ -72,7 +76,7 @@ class Side:
 
     @contextmanager
     def _reading(self, *names: str) -> Iterator[None]:
-        weights = [(f"{name}.weight", self._read(f"{name}.weight")) for name in names]
+        weights = [(f"{name}.weight", self.weight(name)) for name in names]
         mx.eval([weight for _, weight in weights])
         self._block.load_weights(weights, strict=False)
         del weights
@@ -101,13 +105,15 @@ class Sides:
         for x, y in zip(self._written.states, self._original.states, strict=True):
             yield flat(x), flat(y)
 
-    def attended(self, weight: mx.array) -> Pairs:
-        """The inputs of o_proj, whose original weight this is."""
+    def attended(self) -> Pairs:
+        """The inputs of o_proj."""
+        weight = self._original.weight(_OUT)
         for x, y in zip(self._written.attended, self._original.attended, strict=True):
             yield self._normed(weight, flat(x), flat(y))
 
-    def activated(self, weight: mx.array) -> Pairs:
-        """The inputs of down_proj, whose original weight this is."""
+    def activated(self) -> Pairs:
+        """The inputs of down_proj."""
+        weight = self._original.weight(_DOWN)
         for x, y in zip(self._written.activated(), self._original.activated(), strict=True):
             yield self._normed(weight, flat(x), flat(y))
 
