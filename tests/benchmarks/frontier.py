@@ -2,6 +2,7 @@
 
     python tests/benchmarks/frontier.py --rows FILE [--resume] [--shared DIR] [--gpus N [--per-gpu M]]
         [--checkpoint NAME ...] [--method NAME ...] [--left-out KIND ...] [--extra FILE]
+        [--written DIR]
     python tests/benchmarks/frontier.py --rows FILE --table [--picture FILE.png]
 
 A row is a method at a size: bits per weight, and on each kind of text (texts_by_kind.py) the KL divergence
@@ -49,11 +50,11 @@ TARGETS = (2.5, 3, 3.3, 3.6, 3.8, 4, 4.25, SIZE_OF_4_BITS, 4.9, 5.5, 6, 7, 8)
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """All that there is to measure: a job of dynamic_quant has a row for each size."""
-    methods = {rounding(bits, group): () for group in GROUP_SIZES for bits in BITS}
+    methods: dict[str, tuple[str, ...]] = {DWQ: (), GPTQ: ()}  # which take longest
+    methods |= {rounding(bits, group): () for group in GROUP_SIZES for bits in BITS}
     methods |= dict.fromkeys(RECIPES, ())
     methods |= {calibrated(target): () for target in TARGETS}
     methods |= {calibrated(SIZE_OF_4_BITS, kind): () for kind in args.left_out}
-    methods[GPTQ] = methods[DWQ] = ()
     rows: dict[str, tuple[str, ...]] = {name: (name,) for name in methods}
     for pair in PAIRS:
         rows[dynamic(*pair)] = tuple(dynamic_row(*pair, target) for target in dynamic_targets(*pair, TARGETS))
@@ -104,7 +105,7 @@ def measure(args: argparse.Namespace, checkpoint: str, method: str) -> None:
     model.set_dtype(mx.float32)
     texts = spans(args.shared, tokenizer, args.extra)
     references = {kind: [log_probabilities(model, s) for s in texts[kind]] for kind in texts}
-    for result in quantize(folder, method, TARGETS):
+    for result in quantize(folder, method, TARGETS, args.written):
         model.load_weights(list(result.tensors.items()))
         row: Row = {
             "checkpoint": checkpoint,
@@ -123,6 +124,7 @@ def main() -> None:
     measured_rows.add_options(parser, CHECKPOINTS)
     parser.add_argument("--left-out", nargs="+", default=[], choices=list(LEFT_OUT), metavar="KIND")
     parser.add_argument("--extra", type=Path, help="one more text to measure on, .txt or .jsonl")
+    parser.add_argument("--written", type=Path, help="folder that keeps what checkpoints write themselves")
     parser.add_argument("--picture", type=Path, help="with --table: where to draw the rows, as a PNG")
     args = parser.parse_args()
     if args.here:

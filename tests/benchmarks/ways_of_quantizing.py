@@ -1,5 +1,6 @@
 """The ways of quantizing that benchmarks compare, ours and mlx-lm's: each gives weights and their size."""
 
+import json
 import re
 import tempfile
 import time
@@ -16,6 +17,7 @@ from convert import ConvertOptions, convert
 from convert.preparing import prepare
 from convert.reading.source import Source
 from convert.reading.stored import read
+from convert.sampling.itself import Itself
 from convert.texts import kinds, shipped
 
 UNQUANTIZED, GPTQ, DYNAMIC, DWQ = "unquantized", "gptq", "dynamic_quant", "dwq"
@@ -72,8 +74,12 @@ def dynamic_targets(low: int, high: int, targets: Sequence[float]) -> list[float
     return [target for target in targets if low + 0.55 < target < high + 0.45]
 
 
-def quantize(folder: Path, method: str, targets: Sequence[float]) -> Iterator[Quantized]:
-    """The results of a method, by its name: one, or of dynamic_quant one for each target that it can have."""
+def quantize(
+    folder: Path, method: str, targets: Sequence[float], written: Path | None = None
+) -> Iterator[Quantized]:
+    """The results of a method, by its name: one, or of dynamic_quant one for each target that it can have.
+    What the checkpoint writes itself to be calibrated on is kept in the folder `written` for the next time.
+    """
     if found := re.fullmatch(r"rounding-(\d)-(\d+)", method):
         yield _ours(folder, method, bits=int(found[1]), group_size=int(found[2]))
     elif method in RECIPES:
@@ -82,6 +88,8 @@ def quantize(folder: Path, method: str, targets: Sequence[float]) -> Iterator[Qu
         target = float(found[1])
         options: dict[str, Any] = {} if target == SIZE_OF_4_BITS else {"target_bpw": target}
         with ExitStack() as patches:
+            if written is not None:
+                _write_once(written / f"{folder.name}.json", patches)
             if found[2]:
                 _leave_out(found[2], patches)
             yield _ours(folder, method, calibrate=True, **options)
@@ -96,6 +104,21 @@ def _ours(folder: Path, name: str, **options: Any) -> Quantized:
         tensors = {n: read(t).astype(mx.float32) for n, t in Source.open(result).tensors.items()}
         mx.eval(tensors)
     return Quantized(name, tensors, report.bits_per_weight, report.seconds)
+
+
+def _write_once(file: Path, patches: ExitStack) -> None:
+    """Have the checkpoint write its text only if the file does not have it: the same for every size."""
+    write = Itself.written
+
+    def written(itself: Itself, count: int, *rest: Any) -> list[list[int]]:
+        found: list[list[int]] = json.loads(file.read_text()) if file.is_file() else []
+        if len(found) < count:
+            found = write(itself, count, *rest)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(found))
+        return found[:count]
+
+    patches.enter_context(mock.patch.object(Itself, "written", written))
 
 
 def _leave_out(kind: str, patches: ExitStack) -> None:
