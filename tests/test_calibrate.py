@@ -222,7 +222,7 @@ def test_skipping_blocks_made_before_changes_nothing(tmp_path: Path) -> None:
         assert np.array_equal(array.view(mx.uint8), whole[name].view(mx.uint8)), name
 
 
-@pytest.mark.parametrize(("size", "measured"), [("7b", 5.90e9), ("32b", 20.48e9)])
+@pytest.mark.parametrize(("size", "measured"), [("7b", 3.99e9), ("32b", 11.56e9)])
 def test_what_calibrating_takes_is_estimated_from_above(size: str, measured: float) -> None:
     """Measured on a GPU at these shapes with 32,768 tokens (BENCHMARKS.md)."""
     needed = calibrating_bytes(Olmo3Config.from_dict(SIZES[size]), 32768)

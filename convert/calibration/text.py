@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from convert.texts.files import read_files
-from convert.texts.kinds import CONVERSATIONS, SELF, Label, Text, Tokenized
+from convert.texts.kinds import SELF, Label, Text, Tokenized
 from convert.texts.sequences import TextRead, shared_out
 from convert.texts.shipped import calibration_texts
 from olmo3_mlx.config import Olmo3Config
@@ -21,9 +21,6 @@ _TOKENS = 32768  # in sequences of _LENGTH, or what the texts have
 _LEAST_TOKENS = 8192  # that they must have
 _LENGTH = 512
 _WRITTEN_TOKENS = 16384  # that a model writes itself at most
-# Shares of the kinds that are read where no files are given; of others it is 1. These two together are a
-# quarter: what they gain on conversations they cost elsewhere.
-_WEIGHTS = {CONVERSATIONS: 1, SELF: 1}
 
 
 @dataclass(frozen=True)
@@ -100,16 +97,15 @@ class CalibrationText:
         cls,
         texts: Sequence[Tokenized],
         config: Olmo3Config,
-        weights: Mapping[str, int],
         sha256: str | None = None,
     ) -> "CalibrationText":
-        """Share out the tokens to be read among texts, for a model with this config: to each the same, or as
-        many times as much as `weights` says of its kind. `sha256` is by default that of the tokens.
+        """Share out the tokens to be read among texts, for a model with this config: to each the same.
+        `sha256` is by default that of the tokens.
 
         Raises OptionError for texts that are too short, and PromptError for tokens outside the vocabulary.
         """
         length = sequence_length(config)
-        cut = shared_out(texts, length, _TOKENS // length, _LEAST_TOKENS // length, weights)
+        cut = shared_out(texts, length, _TOKENS // length, _LEAST_TOKENS // length)
         check_token_ids(cut.tokens, config.vocab_size)
         return cls(cut.tokens, cut.kinds, CalibratedOn(cut.texts), sha256 or _sha256(cut.tokens))
 
@@ -120,13 +116,11 @@ class TextsToRead:
 
     texts    those that are there
     config   the model's
-    weights  the shares of kinds, see CalibrationText.of
     planned  what is going to be read, with zeros in the place of what the model writes
     """
 
     texts: tuple[Tokenized, ...]
     config: Olmo3Config
-    weights: Mapping[str, int]
     planned: CalibrationText
 
     @classmethod
@@ -147,12 +141,11 @@ class TextsToRead:
         """
         found = calibration_texts(tokenizer) if files is None else read_files(files, tokenizer)
         texts = tuple(text.tokenized(tokenizer) for text in (*more, *found))
-        weights = _WEIGHTS if files is None else {}
         length = sequence_length(config)
         # The first gets a sequence even where there are more texts than sequences.
         place = Tokenized(Label(SELF, SELF, ""), ((0,) * (_WRITTEN_TOKENS // length * length),))
-        planned = CalibrationText.of([place, *texts] if written else texts, config, weights)
-        return cls(texts, config, weights, planned)
+        planned = CalibrationText.of([place, *texts] if written else texts, config)
+        return cls(texts, config, planned)
 
     @property
     def rows(self) -> int:
@@ -163,7 +156,7 @@ class TextsToRead:
         """Cut them, together with what the model has `written`."""
         if written is None:
             return self.planned
-        return CalibrationText.of([written, *self.texts], self.config, self.weights, self.planned.sha256)
+        return CalibrationText.of([written, *self.texts], self.config, self.planned.sha256)
 
 
 def written_by(name: str, ids: Sequence[Sequence[int]], bits: int | None) -> Tokenized:

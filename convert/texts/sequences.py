@@ -1,6 +1,6 @@
 """Texts cut into sequences of tokens, a fair share of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
@@ -64,23 +64,16 @@ def as_many_of_each(texts: Sequence[Tokenized], length: int, count: int) -> Sequ
     return Sequences(mx.array([*chain(*rows)]), kinds, tuple(TextRead(t.label, count, length) for t in texts))
 
 
-def shared_out(
-    texts: Sequence[Tokenized],
-    length: int,
-    count: int,
-    least: int,
-    weights: Mapping[str, int],
-) -> Sequences:
+def shared_out(texts: Sequence[Tokenized], length: int, count: int, least: int) -> Sequences:
     """Cut `count` sequences of `length` tokens out of all texts together, or as many as they have, if those
-    are at least `least`. Each text gives the same number of them, or so many times as many as `weights`
-    says of its kind; what it has not got, the others give. Any first ones of the sequences are a fair mix
-    of the kinds.
+    are at least `least`. Each text gives the same number of them; what it has not got, the others give. Any
+    first ones of the sequences are a fair mix of the kinds.
 
     Raises OptionError for texts that are too short.
     """
     whole = [text.count // length for text in texts]
     _check_long_enough(texts, whole, length, least)
-    shares = _shares(whole, [weights.get(text.label.kind, 1) for text in texts], count)
+    shares = _shares(whole, count)
     kept = [(text, share) for text, share in zip(texts, shares, strict=True) if share]
     rows = []
     for place, (text, share) in enumerate(kept):
@@ -139,12 +132,11 @@ def _in_words(count: int, length: int) -> str:
     return f"{count} sequence{'s' if count > 1 else ''} of {length}"
 
 
-def _shares(whole: Sequence[int], weights: Sequence[int], count: int) -> list[int]:
-    """How many of `count` each gives: in proportion to its weight, but no more than it has."""
+def _shares(whole: Sequence[int], count: int) -> list[int]:
+    """How many of `count` each gives: all the same, but no more than it has."""
     shares = [0] * len(whole)
-    for _ in range(min(count, sum(whole))):  # one by one to whom has the least for its weight
-        open_ = [i for i in range(len(whole)) if shares[i] < whole[i]]
-        shares[min(open_, key=lambda i: ((shares[i] + 1) / weights[i], i))] += 1
+    for _ in range(min(count, sum(whole))):  # one by one to whom has the least
+        shares[min((i for i in range(len(whole)) if shares[i] < whole[i]), key=lambda i: shares[i])] += 1
     return shares
 
 
