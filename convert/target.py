@@ -23,7 +23,7 @@ class Target:
 
     def __post_init__(self) -> None:
         least, most, said = (
-            (1, 16, "between 1 and 16") if self.option == BPW else (0, inf, "above 0 and finite")
+            (1, 16, "above 1 and below 16") if self.option == BPW else (0, inf, "above 0 and finite")
         )
         if not least < self.value < most:
             raise OptionError(Setting(self.option), f" must be {said}, not {self.value}")

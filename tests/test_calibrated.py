@@ -1,6 +1,8 @@
 """Calibration in a conversion: sizes, sensible errors before the work, and going on after a stop."""
 
+import errno
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -299,7 +301,7 @@ def test_another_text_does_not_go_on_with_what_one_began(source: Path, text: Pat
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"target_bpw": 0.5}, OptionError, "target_bpw must be between 1 and 16"),
+        ({"target_bpw": 0.5}, OptionError, "target_bpw must be above 1 and below 16"),
         ({"target_bpw": 4.5, "recipe": "x"}, OptionError, "itself, in mode affine: leave out .*recipe"),
         ({"target_bpw": 1.5}, ConvertError, r"1\.5 bits per weight cannot be reached: .* 2\.\d+ to 9\."),
         ({"target_bpw": 15}, ConvertError, r"15 bits per weight cannot be reached: .* 2\.\d+ to 9\."),
@@ -443,6 +445,24 @@ def test_going_on_does_not_choose_bits_again(
 
     monkeypatch.setattr("convert.preparing.choose", never)
     monkeypatch.setattr("convert.calibration.fisher.Fisher.embedding", never)
+    to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
+    name = "model.safetensors"
+    assert (tmp_path / "dest" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_full_temporary_folder_is_named_and_the_work_goes_on(
+    source: Path, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.calibration.fisher.TemporaryFile", Full)
+        with pytest.raises(
+            ConvertError, match=r"No space left on device in the temporary folder /.* \(TMPDIR"
+        ):
+            to_mlx(source, tmp_path / "dest", calibrate=text, bits=4)
     to_mlx(source, tmp_path / "dest", calibrate=text, bits=4, resume=True)
     name = "model.safetensors"
     assert (tmp_path / "dest" / name).read_bytes() == (whole / name).read_bytes()

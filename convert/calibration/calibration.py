@@ -36,9 +36,9 @@ _Rows = tuple[str, slice]  # some rows of the layer at a path
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _ROWS_BYTES = 2**28  # of weights in float32, quantized at once
+_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Layers whose outputs' errors are weighed against each other; with the feed-forward's wide outputs that takes
 # many times as much and gains nothing.
-_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _WEIGHED = (*_ATTENDING, "self_attn.o_proj", "mlp.down_proj")
 
 

@@ -3,7 +3,7 @@ layers, from the gradients of convert.calibration.gradients on a few sequences.
 """
 
 from math import prod
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from weakref import finalize
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from convert.calibration.gradients import back, back_by_layer, last_gradients, s
 from convert.reading.layers import Layers, States, split
 from convert.reading.source import Source
 
-NORMED = ("self_attn.o_proj", "mlp.down_proj")  # a norm follows these layers' outputs
+_NORMED = ("self_attn.o_proj", "mlp.down_proj")  # a norm follows these layers' outputs
 
 _STATES_BYTES = 2**31  # of the hidden states between all blocks
 _TOKENS = 4096  # looked at, at most
@@ -55,7 +55,7 @@ class Fisher:
             _, layers = back_by_layer(block, state, gradient)
             for name in names:
                 slope = layers[name].gradient
-                if name in NORMED:
+                if name in _NORMED:
                     outputs = layers[name].outputs
                     slope = slope * mx.sqrt(mx.square(outputs).mean(-1, keepdims=True) + self._eps)
                 found[name] = found[name] + slope.T @ slope
@@ -84,5 +84,10 @@ class Fisher:
 
     def _keep(self, place: int, gradients: States) -> None:
         kept = np.array(mx.concatenate(gradients).astype(mx.bfloat16).view(mx.uint16))
-        self._file.seek(place * kept.nbytes)
-        self._file.write(kept.tobytes())
+        try:
+            self._file.seek(place * kept.nbytes)
+            self._file.write(kept.tobytes())
+            self._file.flush()
+        except OSError as error:
+            where = f"{error.strerror} in the temporary folder {gettempdir()} (TMPDIR names another)"
+            raise OSError(error.errno, where) from None
