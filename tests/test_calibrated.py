@@ -535,19 +535,14 @@ def test_weights_that_are_not_finite_are_refused_before_the_long_work(
     assert not list(tmp_path.glob("*dest*"))
 
 
-SCRIPT = """
+SCRIPT = f"""
 import sys
-import convert.calibration.allocation
-import convert.calibration.text
-import convert.preparing
+from unittest import mock
+
 from convert import convert as to_mlx
 
-convert.calibration.text._TOKENS = convert.calibration.text._LEAST_TOKENS = 512
-convert.calibration.text._LENGTH = convert.preparing._LENGTH = 64
-convert.calibration.allocation._SAMPLED_ROWS = 16
-convert.calibration.grids._SHRINKS = 1.0, 0.9, 0.8
-convert.calibration.gptq.quantized.__kwdefaults__["passes"] = 1
-convert.calibration.grids._STEPS = 3
+for name, value in {FEW!r}.items():
+    mock.patch(name, value).start()
 to_mlx(sys.argv[1], sys.argv[2], calibrate=sys.argv[3], bits=4, resume=True)
 """
 
