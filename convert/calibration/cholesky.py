@@ -1,36 +1,43 @@
 """Cholesky factors by matrix products on MLX's device, as its own solvers run on the CPU alone."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 
-def factored(matrix: mx.array, order: mx.array, size: int) -> tuple[mx.array, ...]:
-    """The lower triangular L with L L^T = matrix [n, n], positive definite, with its rows and columns in
-    `order` [n].
-
-    It comes in parts of `size` columns, from the diagonal on down: [n, size], [n - size, size], ... The
-    squares on the diagonal are factored in float64.
+class Part(NamedTuple):
+    """Some columns of a lower triangular matrix, from the diagonal on down; and the inverse of their triangle
+    on the diagonal.
     """
-    columns: list[mx.array] = []
+
+    column: mx.array
+    inverse: mx.array
+
+    @property
+    def below(self) -> mx.array:
+        """The columns below that triangle."""
+        return self.column[len(self.inverse) :]
+
+
+def factored(matrix: mx.array, order: mx.array, size: int) -> tuple[Part, ...]:
+    """The lower triangular L with L L^T = matrix [n, n], positive definite, with its rows and columns in
+    `order` [n], in parts of `size` columns: [n, size], [n - size, size], ... The squares on the diagonal are
+    factored in float64.
+    """
+    parts: list[Part] = []
     for start in range(0, len(matrix), size):
-        part = order[start : start + size]
-        column = matrix[part][:, order[start:]].T
-        for place, done in enumerate(columns):
-            rows = done[start - place * size :]
-            column = column - rows @ rows[: len(part)].T
-        corner = np.linalg.cholesky(np.array(column[: len(part)], np.float64))
-        below = column[len(part) :] @ _float32(np.linalg.inv(corner).T)
-        columns.append(mx.concatenate([_float32(corner), below]))
-        mx.eval(columns[-1])
-    return tuple(columns)
-
-
-def inverse_corner(column: mx.array) -> mx.array:
-    """The inverse of the triangle on the diagonal of a part, [size, size]."""
-    corner = np.array(column[: column.shape[1]], np.float64)
-    return _float32(np.tril(np.linalg.inv(corner)))
+        chosen = order[start : start + size]
+        column = matrix[chosen][:, order[start:]].T
+        for place, done in enumerate(parts):
+            rows = done.column[start - place * size :]
+            column = column - rows @ rows[: len(chosen)].T
+        corner = np.linalg.cholesky(np.array(column[: len(chosen)], np.float64))
+        inverse = _float32(np.tril(np.linalg.inv(corner)))
+        below = column[len(chosen) :] @ inverse.T
+        parts.append(Part(mx.concatenate([_float32(corner), below]), inverse))
+        mx.eval(parts[-1].column)
+    return tuple(parts)
 
 
 def with_ridge(matrix: mx.array, ridge: float) -> mx.array:

@@ -87,7 +87,7 @@ def _gptq(weights: Sequence[mx.array], metric: Metric, matrices: Sequence[Quanti
     order, tops = metric.order, _tops(matrices)
     errors: list[mx.array] = []
     codes: list[mx.array] = []
-    for place, column in reversed(list(enumerate(metric.columns))):
+    for place, (column, _) in reversed(list(enumerate(metric.parts))):
         size, start = column.shape[1], place * COLUMNS
         unit = column / mx.diag(column[:size])
         weight = _columns(weights, order[start : start + size])

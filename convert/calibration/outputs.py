@@ -9,7 +9,7 @@ rows (Tseng et al. 2025, arXiv:2505.22988, "YAQA", take it over rows and columns
 
 import mlx.core as mx
 
-from convert.calibration.cholesky import factored, inverse_corner, with_ridge
+from convert.calibration.cholesky import factored, with_ridge
 
 _PARTS = 3  # more gain a little more, each takes as many small steps as all rows at once
 _RIDGE = 0.3  # of the mean diagonal, added to it: a few thousand tokens say little about most directions
@@ -28,8 +28,8 @@ class Outputs:
         mean = float(mx.diag(information).mean().item()) or 1.0  # type: ignore[arg-type]
         scaled = with_ridge(information / mean, _RIDGE)
         self._size = min(_COLUMNS, -(-count // _PARTS))
-        self._columns = factored(scaled, mx.arange(count), self._size)
-        rows = -(-len(self._columns) // _PARTS) * self._size
+        self._factor = factored(scaled, mx.arange(count), self._size)
+        rows = -(-len(self._factor) // _PARTS) * self._size
         self.parts = [slice(start, min(start + rows, count)) for start in reversed(range(0, count, rows))]
         self._errors: list[mx.array] = []  # of the parts that are rounded, in the order of rows
 
@@ -39,9 +39,8 @@ class Outputs:
             return weight
         errors, part = list(self._errors), self.parts[len(self._errors)]
         for place in reversed(range(part.start // self._size, -(-part.stop // self._size))):
-            column = self._columns[place]
-            below = column[column.shape[1] :].T @ mx.concatenate(errors)
-            errors.insert(0, -(inverse_corner(column).T @ below))
+            factor = self._factor[place]
+            errors.insert(0, -(factor.inverse.T @ (factor.below.T @ mx.concatenate(errors))))
             mx.eval(errors[0])
         wanted = mx.concatenate(errors[: -len(self._errors)])
         return weight - wanted
