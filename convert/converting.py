@@ -155,7 +155,7 @@ def convert(
             conversion = prepare(original, options)
             talks = check_tokenizer(conversion, notice)
             texts, no_card = evaluation_texts(conversion, options)
-        conversion = _planned(conversion, options, folder, notice, stage=stage, progress=progress)
+        conversion = calibrating(conversion, options, folder, notice, stage=stage, progress=progress)
         if recipe_file is not None:
             save(recipe_file, conversion.recipe())
         conversion.write(folder, progress, stage)
@@ -194,23 +194,6 @@ def _recipe_file(options: ConvertOptions, dest: Path) -> Path | None:
     if options.save_recipe is None:
         return None
     return new_file(options.save_recipe, dest, unfinished(dest), resume=options.resume)
-
-
-def _planned(
-    rounding: Conversion,
-    options: ConvertOptions,
-    folder: Path,
-    notice: Notice,
-    *,
-    stage: Stage,
-    progress: Progress,
-) -> Conversion:
-    """The conversion with the plan that it goes by, which takes long where bits are chosen."""
-    if not options.calibrates:
-        return rounding
-    if options.target is None:  # the size is known before
-        rounding.check_room(folder)
-    return calibrating(rounding, options, folder, notice, stage=stage, progress=progress)
 
 
 def _measured(

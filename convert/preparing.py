@@ -91,15 +91,19 @@ def calibrating(
     stage: Stage,
     progress: Progress,
 ) -> Conversion:
-    """The same conversion by calibration; its plan is the recipe's, or chosen for the target or this size,
-    which takes long. It is begun in `folder`'s journal first; where it was begun there before, its plan is
-    taken, or what was measured to choose one.
+    """The same conversion; by calibration, if `options` ask for that. Then its plan is the recipe's, or
+    chosen for the target or this size, which takes long. It is begun in `folder`'s journal first; where it
+    was begun there before, its plan is taken, or what was measured to choose one.
 
     `stage` and `progress` are told what takes time, `notice` if the model cannot write text to calibrate on
     that nobody asked for. Raises ConvertError for a target that the source cannot reach, and for another
     conversion that was begun in `folder`; OptionError and PromptError for texts to calibrate on;
     MemoryFitError; CheckpointError for weights that are not finite.
     """
+    if not options.calibrates:
+        return rounding
+    if options.target is None:  # the size is known before
+        rounding.check_room(folder)
     source = rounding.source
     check_affine(rounding.plan.layers.values())
     if options.target is not None:

@@ -17,7 +17,7 @@ checkpoint's tensors. Shapes: B batch, L new tokens, S seen by attention, H quer
 K key-value heads, D head dimension, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Unpack
 
 import mlx.core as mx
@@ -31,6 +31,7 @@ from olmo3_mlx.caches.options import CacheKeywords, CacheOptions
 from olmo3_mlx.caches.rotating import RotatingKVCache
 from olmo3_mlx.config import FULL, GenerationConfig, Olmo3Config
 from olmo3_mlx.errors import CacheError, OptionError, PromptError
+from olmo3_mlx.fused import fused
 from olmo3_mlx.rope import RotaryEmbedding
 from olmo3_mlx.token_ids import check_token_ids
 
@@ -204,15 +205,9 @@ class Olmo3(nn.Module):
         ]
 
 
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) * up, elementwise; one fused kernel on a GPU."""
-    # On a CPU mx.compile calls a C++ compiler at run time, which may not be there.
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    return _fused_swiglu(gate, up) if on_gpu else _swiglu(gate, up)
-
-
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, elementwise; one fused kernel on a GPU."""
     return gate * mx.sigmoid(gate) * up
 
 
-_fused_swiglu: Callable[[mx.array, mx.array], mx.array] = mx.compile(_swiglu, shapeless=True)
+swiglu = fused(_swiglu, shapeless=True)

@@ -19,7 +19,7 @@ FLOORS: dict[str, list[str]] = {
     "olmo3_mlx": [
         "errors",
         "git_lfs",
-        "fields durable packing option_checks published",
+        "fields durable packing option_checks published fused",
         "quantization",
         "config",
         "rope token_ids",

@@ -11,7 +11,6 @@ import pytest
 from conftest import Told
 from test_self import FEW, a_text, begun, small_checkpoint, unexpected, weights
 
-from convert import ConvertOptions
 from convert import convert as to_mlx
 from convert.texts.saved import saved_conversations
 from olmo3_mlx import ConvertError, OptionError, SessionError
@@ -232,24 +231,6 @@ def test_nobodys_conversations_are_read_unasked(
 
 
 # Options.
-
-
-@pytest.mark.parametrize(
-    ("given", "chats", "files"),
-    [
-        ("chats", True, ()),
-        (["self", "chats", "a"], True, (Path("a"),)),
-        ("./chats", False, (Path("chats"),)),
-        (Path("chats"), False, (Path("chats"),)),
-        ("self", False, ()),
-        (True, False, None),
-    ],
-)
-def test_a_file_called_chats_is_named_with_its_folder(
-    given: Any, chats: bool, files: tuple[Path, ...] | None
-) -> None:
-    options = ConvertOptions(calibrate=given)
-    assert (options.calibrates_on_chats, options.calibration_files) == (chats, files)
 
 
 def test_the_command_line_takes_chats(capsys: pytest.CaptureFixture[str]) -> None:

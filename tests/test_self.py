@@ -511,22 +511,27 @@ def test_self_needs_the_original_more_than_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "itself", "files"),
+    ("given", "itself", "chats", "files"),
     [
-        ("self", True, ()),
-        (["self", "a"], True, (Path("a"),)),
-        ("./self", False, (Path("self"),)),
-        (Path("self"), False, (Path("self"),)),
-        (["self", "./self"], True, (Path("self"),)),
-        (True, False, None),
-        (False, False, None),
+        ("self", True, False, ()),
+        (["self", "a"], True, False, (Path("a"),)),
+        ("./self", False, False, (Path("self"),)),
+        (Path("self"), False, False, (Path("self"),)),
+        (["self", "./self"], True, False, (Path("self"),)),
+        ("chats", False, True, ()),
+        (["self", "chats", "a"], True, True, (Path("a"),)),
+        ("./chats", False, False, (Path("chats"),)),
+        (Path("chats"), False, False, (Path("chats"),)),
+        (True, False, False, None),
+        (False, False, False, None),
     ],
 )
-def test_a_file_called_self_is_named_with_its_folder(
-    given: Any, itself: bool, files: tuple[Path, ...] | None
+def test_a_file_called_self_or_chats_is_named_with_its_folder(
+    given: Any, itself: bool, chats: bool, files: tuple[Path, ...] | None
 ) -> None:
     options = ConvertOptions(calibrate=given)
-    assert (options.calibrates_on_itself, options.calibration_files) == (itself, files)
+    assert options.calibrates_on_itself == itself
+    assert (options.calibrates_on_chats, options.calibration_files) == (chats, files)
 
 
 def test_the_command_line_takes_self(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,11 +144,13 @@ def _probe(width: int) -> Quantization:
 
 
 def _error(weight: mx.array, scheme: Quantization) -> float:
-    rounded = searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()
-    return float(mx.square(rounded - weight).mean().item())  # type: ignore[arg-type]
+    return float(mx.square(_rounded(weight, scheme) - weight).mean().item())  # type: ignore[arg-type]
 
 
 def at_four_bits(weight: mx.array) -> mx.array:
     """A weight [rows, n] rounded as it is when its layer is measured."""
-    width = weight.shape[1]
-    return searched(weight, mx.ones(width), _probe(width), mx.bfloat16).dense()
+    return _rounded(weight, _probe(weight.shape[1]))
+
+
+def _rounded(weight: mx.array, scheme: Quantization) -> mx.array:
+    return searched(weight, mx.ones(weight.shape[1]), scheme, mx.bfloat16).dense()

@@ -22,24 +22,23 @@ import numpy as np
 from convert.calibration.fisher import Fisher
 from convert.calibration.gptq import quantized
 from convert.calibration.matrix import QuantizedMatrix
+from convert.calibration.memory import ROWS_BYTES
 from convert.calibration.metric import Metric
 from convert.calibration.moments import Moments, Pairs
 from convert.calibration.outputs import Outputs
 from convert.calibration.sides import Read, Side, Sides, flat
 from convert.progress import untold
 from convert.quantized import dequantized, part_names
-from convert.reading.layers import Layers, split
+from convert.reading.layers import ATTENDING, DOWN, GATE, OUT, UP, Layers, split
 from convert.reading.source import Source
 from olmo3_mlx.quantization import Quantization
 
 _Rows = tuple[str, slice]  # some rows of the layer at a path
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_ROWS_BYTES = 2**28  # of weights in float32, quantized at once
-_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Layers whose outputs' errors are weighed against each other; with the feed-forward's wide outputs that takes
 # many times as much and gains nothing.
-_WEIGHED = (*_ATTENDING, "self_attn.o_proj", "mlp.down_proj")
+_WEIGHED = (*ATTENDING, OUT, DOWN)
 
 
 class Calibration:
@@ -92,12 +91,12 @@ class Calibration:
         self._costs = self._fisher.outputs(index, self._original, weighed) if weighed else {}
         sides = self._sides(index, partial(self._written, index, tensors))
         step = partial(self._step, index, tensors)
-        step(_ATTENDING, sides.states)
+        step(ATTENDING, sides.states)
         sides.attend()
-        step(("self_attn.o_proj",), sides.attended)
+        step((OUT,), sides.attended)
         sides.add_attention()
-        step(("mlp.gate_proj", "mlp.up_proj"), sides.states)
-        step(("mlp.down_proj",), sides.activated, narrow=True)
+        step((GATE, UP), sides.states)
+        step((DOWN,), sides.activated, narrow=True)
         sides.add_feed_forward()
         return tensors
 
@@ -202,7 +201,7 @@ class Calibration:
         room = 0
         for path in paths:
             rows, width = self._source.tensors[f"{path}.weight"].shape
-            each = max(1, _ROWS_BYTES // (4 * width))
+            each = max(1, ROWS_BYTES // (4 * width))
             start = 0
             while start < rows:
                 if room == 0:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+COLUMNS = 256  # of a factor, in one part
+
 
 class Part(NamedTuple):
     """Some columns of a lower triangular matrix, from the diagonal on down; and the inverse of their triangle
@@ -38,6 +40,14 @@ def factored(matrix: mx.array, order: mx.array, size: int) -> tuple[Part, ...]:
         parts.append(Part(mx.concatenate([_float32(corner), below]), inverse))
         mx.eval(parts[-1].column)
     return tuple(parts)
+
+
+def scaled(matrix: mx.array, ridge: float) -> tuple[mx.array, float]:
+    """A positive semidefinite matrix [n, n] over the mean of its diagonal, with `ridge` added to that; and
+    the mean. A matrix of zeros is no trouble.
+    """
+    mean = float(mx.diag(matrix).mean().item()) or 1.0  # type: ignore[arg-type]
+    return with_ridge(matrix / mean, ridge), mean
 
 
 def with_ridge(matrix: mx.array, ridge: float) -> mx.array:

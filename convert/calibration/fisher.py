@@ -10,13 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from convert.calibration.cholesky import with_ridge
-from convert.calibration.gradients import back, back_by_layer, last_gradients, states_between
-from convert.reading.layers import Layers, States, split
+from convert.calibration.gradients import back, back_by_layer, last_gradients, states_between, that_fit
+from convert.reading.layers import DOWN, OUT, Layers, States, size_before_norm, split
 from convert.reading.source import Source
 
-_NORMED = ("self_attn.o_proj", "mlp.down_proj")  # a norm follows these layers' outputs
-
-_STATES_BYTES = 2**31  # of the hidden states between all blocks
+_NORMED = (OUT, DOWN)  # a norm follows these layers' outputs
 _TOKENS = 4096  # looked at, at most
 _RIDGE = 0.1  # of the mean diagonal, added to it: few draws say little about some directions
 
@@ -31,8 +29,7 @@ class Fisher:
     def __init__(self, source: Source, tokens: mx.array) -> None:
         """`tokens` [N, L] are the text."""
         self._layers, self._eps = Layers(source), source.config.rms_norm_eps
-        state = 4 * source.config.hidden_size * tokens.shape[1] * (self._layers.count + 1)
-        self._text = tokens[: max(1, min(_STATES_BYTES // state, _TOKENS // tokens.shape[1]))]
+        self._text = that_fit(self._layers, tokens, _TOKENS // tokens.shape[1])
         self._shape = (*self._text.shape, source.config.hidden_size)
         self._first = self._layers.count + 1  # the gradients of this place and of later ones are in the file
         self._file = TemporaryFile()  # noqa: SIM115  (it is closed with this object)
@@ -56,8 +53,7 @@ class Fisher:
             for name in names:
                 slope = layers[name].gradient
                 if name in _NORMED:
-                    outputs = layers[name].outputs
-                    slope = slope * mx.sqrt(mx.square(outputs).mean(-1, keepdims=True) + self._eps)
+                    slope = slope * size_before_norm(layers[name].outputs, self._eps)
                 found[name] = found[name] + slope.T @ slope
             mx.eval(found)
         return found

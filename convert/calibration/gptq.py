@@ -17,31 +17,19 @@ All arrays are float32. Columns are worked on as rows of the transposed matrices
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 
 import mlx.core as mx
 
+from convert.calibration.cholesky import COLUMNS
 from convert.calibration.grids import refitted, searched
 from convert.calibration.matrix import QuantizedMatrix, nearest
-from convert.calibration.metric import COLUMNS, Metric
+from convert.calibration.metric import Metric
+from olmo3_mlx.fused import fused
 from olmo3_mlx.quantization import Quantization
 
 _PASSES = 2  # refits of scales and codes
 _ROUNDS = 3  # from one look whether codes have settled to the next, for which the device has to be waited for
-
-
-def _fused(rounds: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """The same in few kernels on a GPU, where each of them is a wait; on a CPU mx.compile calls a C++
-    compiler at run time, which may not be there.
-    """
-    compiled = mx.compile(rounds)
-
-    @wraps(rounds)
-    def chosen(*arrays: mx.array) -> mx.array:
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return compiled(*arrays) if on_gpu else rounds(*arrays)
-
-    return chosen
 
 
 def quantized(
@@ -102,7 +90,7 @@ def _gptq(weights: Sequence[mx.array], metric: Metric, matrices: Sequence[Quanti
     return mx.concatenate(codes[::-1])[mx.argsort(order)]
 
 
-@_fused
+@fused
 def _column_by_column(*arrays: mx.array) -> mx.array:
     """One round of GPTQ's codes [c, rows] of a part of columns, from those of the round before. Before these
     come the `weight`, the `target` that errors of columns before leave, and what errors `within` the part do
@@ -137,7 +125,7 @@ def _descended(
     return mx.concatenate(codes)
 
 
-@_fused
+@fused
 def _move_by_move(*arrays: mx.array) -> mx.array:
     """One round of the descent's codes [c, rows] of a part of columns, from those of the round before. Before
     these come the codes that it began with, the `slope` there that moves of columns before leave, and the

@@ -5,17 +5,18 @@ with g the gradient by some vector, that vector's Fisher information: an error e
 e^T g g^T e / 2 to the KL divergence (Martens 2014, arXiv:1412.1193, section 5).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from convert.progress import untold
-from convert.reading.layers import BLOCK_LAYERS, Layers, States, run, split
+from convert.reading.layers import BLOCK_LAYERS, Layers, States, layer_of, replaced, run, split
 from convert.reading.softmax import Softmax
 from olmo3_mlx.model import Block
+
+_STATES_BYTES = 2**31  # of the hidden states between all blocks
 
 
 class AtLayer(NamedTuple):
@@ -24,6 +25,14 @@ class AtLayer(NamedTuple):
     inputs: mx.array
     outputs: mx.array
     gradient: mx.array
+
+
+def that_fit(layers: Layers, tokens: mx.array, most: int) -> mx.array:
+    """The first sequences of tokens [N, L], as many as memory allows for their states between all blocks; at
+    least one, and at most `most`.
+    """
+    state = 4 * layers.config.hidden_size * tokens.shape[1] * (layers.count + 1)
+    return tokens[: max(1, min(_STATES_BYTES // state, most))]
 
 
 def states_between(layers: Layers, tokens: mx.array, passed: Callable[[int], None] = untold) -> list[States]:
@@ -78,7 +87,9 @@ def back_by_layer(block: Block, state: mx.array, gradient: mx.array) -> tuple[mx
     """The same for one sequence, and what goes into each of the block's layers with the gradients by what
     comes out.
     """
-    with _probed(block) as probes:
+    by_name = {name: _Probe(layer_of(block, name)) for name in BLOCK_LAYERS}
+    probes = list(by_name.values())
+    with replaced(block, by_name):
         block(state, None)
         seen = [probe.seen for probe in probes]
         mx.eval(seen)
@@ -110,18 +121,3 @@ class _Probe(nn.Module):
             return y + self.offset
         self.seen = (x, y)
         return y
-
-
-@contextmanager
-def _probed(block: Block) -> Iterator[Sequence[_Probe]]:
-    """Put probes in the place of the block's layers."""
-    places = [(getattr(block, name.partition(".")[0]), name.partition(".")[2]) for name in BLOCK_LAYERS]
-    layers = [getattr(module, name) for module, name in places]
-    probes = [_Probe(layer) for layer in layers]
-    try:
-        for (module, name), probe in zip(places, probes, strict=True):
-            setattr(module, name, probe)
-        yield probes
-    finally:
-        for (module, name), layer in zip(places, layers, strict=True):
-            setattr(module, name, layer)

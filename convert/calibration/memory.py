@@ -8,7 +8,7 @@ from olmo3_mlx.model import Olmo3
 
 _MATRICES = 2.65  # of a layer's inputs by its inputs, at once: moments, their factor, what is made of them
 _WORKING = 8  # arrays as large as the rows that are quantized at once
-_ROWS_BYTES = 2**28  # of those, at most
+ROWS_BYTES = 2**28  # of those, in float32, at most
 _LEAST = 2**29  # bytes that choosing bits and the embedding take for logits, whatever the model's size
 
 
@@ -20,7 +20,7 @@ def calibrating_bytes(config: Olmo3Config, tokens: int) -> int:
     shapes = [s for path, s in Olmo3(config).quantizable().items() if ".layers." in path]
     widest = max(inputs for _, inputs in shapes)
     block = 4 * sum(rows * inputs for rows, inputs in shapes) // config.num_hidden_layers
-    working = max(_WORKING * min(block, _ROWS_BYTES), _LEAST)
+    working = max(_WORKING * min(block, ROWS_BYTES), _LEAST)
     return int(4 * (_MATRICES * widest**2 + 2 * tokens * config.hidden_size) + working)
 
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from convert.calibration.cholesky import Part, factored, with_ridge
+from convert.calibration.cholesky import COLUMNS, Part, factored, scaled
 
 _DAMPING = 0.01  # of H's mean diagonal, added to it
-COLUMNS = 256  # factored at once
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Metric:
     @classmethod
     def of(cls, hessian: mx.array) -> "Metric":
         """The metric of a hessian [n, n], positive semidefinite; an input that was always 0 is no trouble."""
-        mean = float(mx.diag(hessian).mean().item()) or 1.0  # type: ignore[arg-type]
-        hessian = with_ridge(hessian / mean, _DAMPING)  # which is let go of: it can have gigabytes
+        hessian, mean = scaled(hessian, _DAMPING)  # which is let go of: it can have gigabytes
         order = mx.argsort(mx.diag(hessian))
         mx.eval(hessian, order)
         return cls(hessian, mean, order, factored(hessian, order, COLUMNS))

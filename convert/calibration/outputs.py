@@ -9,11 +9,10 @@ rows (Tseng et al. 2025, arXiv:2505.22988, "YAQA", take it over rows and columns
 
 import mlx.core as mx
 
-from convert.calibration.cholesky import factored, with_ridge
+from convert.calibration.cholesky import COLUMNS, factored, scaled
 
 _PARTS = 3  # more gain a little more, each takes as many small steps as all rows at once
 _RIDGE = 0.3  # of the mean diagonal, added to it: a few thousand tokens say little about most directions
-_COLUMNS = 256  # of the factor, at once
 
 
 class Outputs:
@@ -25,10 +24,8 @@ class Outputs:
     def __init__(self, information: mx.array) -> None:
         """`information` is their Fisher information [m, m]."""
         count = len(information)
-        mean = float(mx.diag(information).mean().item()) or 1.0  # type: ignore[arg-type]
-        scaled = with_ridge(information / mean, _RIDGE)
-        self._size = min(_COLUMNS, -(-count // _PARTS))
-        self._factor = factored(scaled, mx.arange(count), self._size)
+        self._size = min(COLUMNS, -(-count // _PARTS))
+        self._factor = factored(scaled(information, _RIDGE)[0], mx.arange(count), self._size)
         rows = -(-len(self._factor) // _PARTS) * self._size
         self.parts = [slice(start, min(start + rows, count)) for start in reversed(range(0, count, rows))]
         self._errors: list[mx.array] = []  # of the parts that are rounded, in the order of rows

@@ -16,21 +16,16 @@ import numpy as np
 
 from convert.calibration.allocation import CANDIDATES, allocate, at_four_bits
 from convert.calibration.calibration import EMBEDDING, HEAD
-from convert.calibration.gradients import back_by_layer, last_gradients, states_between
+from convert.calibration.gradients import back_by_layer, last_gradients, states_between, that_fit
 from convert.progress import Count, Progress, Stage, untold
-from convert.reading.layers import BLOCK_LAYERS, Layers, States, split
+from convert.reading.layers import ATTENDING, BLOCK_LAYERS, OUT, Layers, States, split
 from convert.reading.softmax import Floats, Softmax
 from convert.reading.source import Source
 from convert.remaining import Remaining
 from olmo3_mlx.quantization import Quantization
 
-_STATES_BYTES = 2**31  # of the hidden states between all blocks
 _SEQUENCES = 16  # looked at, at most
 _LENGTH = 256  # tokens of each, at most
-
-# An error in these moves what other positions get too, so that it is followed to the outputs of attention.
-_ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_OUT = "self_attn.o_proj"
 
 
 def choose(
@@ -72,9 +67,7 @@ def costs(
     `stage` is told what it is at, `progress` how many weights states and gradients went through.
     """
     layers = Layers(source)
-    text = tokens[:, :_LENGTH]
-    state = 4 * source.config.hidden_size * text.shape[1] * (layers.count + 1)
-    text = text[: max(1, min(_STATES_BYTES // state, _SEQUENCES))]
+    text = that_fit(layers, tokens[:, :_LENGTH], _SEQUENCES)
     stage("choosing bits, reading the text")
     blocks = sum(map(layers.block_weights, range(layers.count)))
     count = Count(3 * blocks + 4 * prod(layers.head.shape), progress)
@@ -113,11 +106,12 @@ def _block_costs(
         path = f"model.layers.{index}.{name}"
         weight = layers.weight(f"{path}.weight")
         rounded = at_four_bits(weight)
-        if name in _ATTENDING:
+        # An error in these moves what other positions get too: it is followed to the outputs of attention.
+        if name in ATTENDING:
             block.load_weights([(f"{name}.weight", rounded)], strict=False)
-            errors = [block.self_attn(x, None) - at[_OUT].outputs for x, at in zip(states, each, strict=True)]
+            errors = [block.self_attn(x, None) - at[OUT].outputs for x, at in zip(states, each, strict=True)]
             block.load_weights([(f"{name}.weight", weight)], strict=False)
-            slopes = [at[_OUT].gradient for at in each]
+            slopes = [at[OUT].gradient for at in each]
         else:
             errors = [at[name].inputs @ (rounded - weight).T for at in each]
             slopes = [at[name].gradient for at in each]

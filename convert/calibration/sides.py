@@ -6,19 +6,27 @@ a pass needs them and let go of after it, as a 32B's feed-forward has 1.7 GB in 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from convert.calibration.moments import Pairs
-from convert.reading.layers import BLOCK_LAYERS, States
+from convert.reading.layers import (
+    ATTENDING,
+    BLOCK_LAYERS,
+    DOWN,
+    GATE,
+    OUT,
+    UP,
+    States,
+    layer_of,
+    replaced,
+    size_before_norm,
+)
 from olmo3_mlx.config import Olmo3Config
 from olmo3_mlx.model import Block
-
-_FROM_BLOCK = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they take what the block takes
-_OUT, _GATE, _UP, _DOWN = "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 Read = Callable[[str], mx.array]  # the name of a weight in a block -> its values in float32
 
@@ -45,7 +53,7 @@ class Side:
 
     def attend(self) -> None:
         """Compute the inputs of o_proj, once queries, keys and values are what they will be."""
-        with self._reading(*_FROM_BLOCK), _without(self._block.self_attn, "o_proj"):
+        with self._reading(*ATTENDING), self._without(OUT):
             self.attended = []
             for state in self.states:
                 self.attended.append(self._block.self_attn(state, None))
@@ -54,7 +62,7 @@ class Side:
     def add_attention(self) -> None:
         """Go past o_proj and its norm, to the inputs of the feed-forward."""
         norm = self._block.post_attention_layernorm
-        with self._reading(_OUT):
+        with self._reading(OUT):
             for i, attended in enumerate(self.attended):
                 self.states[i] = self.states[i] + norm(self._block.self_attn.o_proj(attended))
                 mx.eval(self.states[i])
@@ -62,14 +70,14 @@ class Side:
 
     def activated(self) -> Iterator[mx.array]:
         """The inputs of down_proj, one sequence after another, lazily."""
-        with self._reading(_GATE, _UP), _without(self._block.mlp, "down_proj"):
+        with self._reading(GATE, UP), self._without(DOWN):
             for state in self.states:
                 yield self._block.mlp(state)
 
     def add_feed_forward(self) -> None:
         """Go past the feed-forward, out of the block."""
         norm = self._block.post_feedforward_layernorm
-        with self._reading(_GATE, _UP, _DOWN):
+        with self._reading(GATE, UP, DOWN):
             for i, state in enumerate(self.states):
                 self.states[i] = state + norm(self._block.mlp(state))
                 mx.eval(self.states[i])
@@ -85,10 +93,13 @@ class Side:
         finally:
             self._let_go_of(names)
 
+    def _without(self, name: str) -> AbstractContextManager[None]:
+        """Take a layer out: it gives back its input."""
+        return replaced(self._block, {name: nn.Identity()})
+
     def _let_go_of(self, names: tuple[str, ...]) -> None:
         for name in names:
-            module, _, layer = name.partition(".")
-            getattr(getattr(self._block, module), layer).weight = mx.zeros((0,))
+            layer_of(self._block, name).weight = mx.zeros((0,))
 
 
 class Sides:
@@ -107,13 +118,13 @@ class Sides:
 
     def attended(self) -> Pairs:
         """The inputs of o_proj."""
-        weight = self._original.weight(_OUT)
+        weight = self._original.weight(OUT)
         for x, y in zip(self._written.attended, self._original.attended, strict=True):
             yield self._normed(weight, flat(x), flat(y))
 
     def activated(self) -> Pairs:
         """The inputs of down_proj."""
-        weight = self._original.weight(_DOWN)
+        weight = self._original.weight(DOWN)
         for x, y in zip(self._written.activated(), self._original.activated(), strict=True):
             yield self._normed(weight, flat(x), flat(y))
 
@@ -135,21 +146,10 @@ class Sides:
     def _normed(self, weight: mx.array, given: mx.array, wanted: mx.array) -> tuple[mx.array, mx.array]:
         """Each token's inputs over the size of its original output, as the norm behind the layer has it."""
         output = wanted @ weight.T
-        size = mx.sqrt(mx.square(output).mean(-1, keepdims=True) + self._eps)
+        size = size_before_norm(output, self._eps)
         return given / size, wanted / size
 
 
 def flat(x: mx.array) -> mx.array:
     """Reshape [..., n] to [tokens, n]."""
     return x.reshape(-1, x.shape[-1])
-
-
-@contextmanager
-def _without(module: nn.Module, name: str) -> Iterator[None]:
-    """Take layer `name` out of `module`: it gives back its input."""
-    layer = getattr(module, name)
-    setattr(module, name, nn.Identity())
-    try:
-        yield
-    finally:
-        setattr(module, name, layer)

@@ -12,9 +12,11 @@ embedding and of the head that are read at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -25,15 +27,9 @@ from olmo3_mlx.token_ids import check_token_ids
 
 _ROWS_BYTES = 2**27  # of the head in float32, read at once
 
-BLOCK_LAYERS = (  # of a block, those that are linear, in the order in which states go through them
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+ATTENDING = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they take what the block takes
+OUT, GATE, UP, DOWN = "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+BLOCK_LAYERS = (*ATTENDING, OUT, GATE, UP, DOWN)  # the linear ones, as states go through them
 
 States = list[mx.array]  # hidden states, one [1, L, hidden] a sequence
 
@@ -112,3 +108,32 @@ def run(block: Callable[[mx.array, None], mx.array], states: States) -> States:
         after.append(block(state, None))
         mx.eval(after[-1])
     return after
+
+
+def layer_of(block: Block, name: str) -> nn.Linear:
+    """One of the block's linear layers."""
+    module, _, layer = name.partition(".")
+    found: nn.Linear = getattr(getattr(block, module), layer)
+    return found
+
+
+@contextmanager
+def replaced(block: Block, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put other modules in the place of some of the block's linear layers, by their names."""
+    before = {name: layer_of(block, name) for name in layers}
+    try:
+        _put(block, layers)
+        yield
+    finally:
+        _put(block, before)
+
+
+def _put(block: Block, layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        module, _, place = name.partition(".")
+        setattr(getattr(block, module), place, layer)
+
+
+def size_before_norm(outputs: mx.array, eps: float) -> mx.array:
+    """What a norm divides outputs [..., n] by: [..., 1]."""
+    return mx.sqrt(mx.square(outputs).mean(-1, keepdims=True) + eps)

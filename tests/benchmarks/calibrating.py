@@ -111,9 +111,11 @@ def main() -> None:
 
             yield step._replace(quantize=quantize)
 
-    nobody = {True: False, False: False}
-    mock.patch("convert.calibration_texts._WRITES_BY_DEFAULT", nobody).start()
-    with mock.patch("convert.preparing.choose", choosing), mock.patch.object(resumable, "_steps", noted):
+    with (
+        mock.patch("convert.calibration_texts._WRITES_BY_DEFAULT", {True: False, False: False}),
+        mock.patch("convert.preparing.choose", choosing),
+        mock.patch.object(resumable, "_steps", noted),
+    ):
         convert(source, dest, bits=4, calibrate=True)
     ended("all")
 
